@@ -1,0 +1,85 @@
+"""Interpret CLIP and language models with Matryoshka sparse autoencoders, inside a notebook.
+
+The public names are resolved when they are first used, so that `import nb_sae` imports neither torch nor open_clip.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "errors": "nb_sae.errors",
+    "plots": "nb_sae.plots",
+    "capture": "nb_sae.hooks:capture",
+    "intervene": "nb_sae.hooks:intervene",
+    "Edit": "nb_sae.types:Edit",
+    "load_clip": "nb_sae.models.clip:load_clip",
+    "load_lm": "nb_sae.models.lm:load_lm",
+    "images": "nb_sae.data.images:images",
+    "texts": "nb_sae.data.texts:texts",
+    "demo_texts": "nb_sae.data.texts:demo_texts",
+    "celeba": "nb_sae.data.celeba:celeba",
+    "demo_faces": "nb_sae.data.faces:demo_faces",
+    "ActivationStore": "nb_sae.store:ActivationStore",
+    "SAEConfig": "nb_sae.sae.config:SAEConfig",
+    "TrainConfig": "nb_sae.sae.config:TrainConfig",
+    "Session": "nb_sae.sae.session:Session",
+    "train_sae": "nb_sae.sae.session:train_sae",
+    "Dictionary": "nb_sae.sae.dictionary:Dictionary",
+    "Analysis": "nb_sae.analysis.bundle:Analysis",
+    "analyze": "nb_sae.analysis.scan:analyze",
+    "pca_quality": "nb_sae.analysis.quality:pca_quality",
+    "FeatureDashboard": "nb_sae.widgets.feature:FeatureDashboard",
+    "show": "nb_sae.widgets.base:show",
+    "report": "nb_sae.report:report",
+    "doctor": "nb_sae.doctor:doctor",
+}
+
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from nb_sae import errors as errors
+    from nb_sae import plots as plots
+    from nb_sae.analysis.bundle import Analysis as Analysis
+    from nb_sae.analysis.quality import pca_quality as pca_quality
+    from nb_sae.analysis.scan import analyze as analyze
+    from nb_sae.data.celeba import celeba as celeba
+    from nb_sae.data.faces import demo_faces as demo_faces
+    from nb_sae.data.images import images as images
+    from nb_sae.data.texts import demo_texts as demo_texts
+    from nb_sae.data.texts import texts as texts
+    from nb_sae.doctor import doctor as doctor
+    from nb_sae.hooks import capture as capture
+    from nb_sae.hooks import intervene as intervene
+    from nb_sae.models.clip import load_clip as load_clip
+    from nb_sae.models.lm import load_lm as load_lm
+    from nb_sae.report import report as report
+    from nb_sae.sae.config import SAEConfig as SAEConfig
+    from nb_sae.sae.config import TrainConfig as TrainConfig
+    from nb_sae.sae.dictionary import Dictionary as Dictionary
+    from nb_sae.sae.session import Session as Session
+    from nb_sae.sae.session import train_sae as train_sae
+    from nb_sae.store import ActivationStore as ActivationStore
+    from nb_sae.types import Edit as Edit
+    from nb_sae.widgets.base import show as show
+    from nb_sae.widgets.feature import FeatureDashboard as FeatureDashboard
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        from nb_sae.errors import closest
+
+        raise AttributeError(f"nb_sae has no {name!r}. {closest(name, _HOME)}The public names are in nb_sae.__all__.")
+    module, _, attribute = _HOME[name].partition(":")
+    value = import_module(module)
+    if attribute:
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(__all__) | set(globals()))

@@ -1,0 +1,1 @@
+"""From a dictionary and a store to polars frames, in one pass over the rows."""

@@ -1,0 +1,1 @@
+"""Models that can be hooked: open_clip and language models, the user's own, and the two shipped inside."""

@@ -1,0 +1,1 @@
+"""Dashboards: tables in, buffers and small JSON out to the browser."""
