@@ -1,0 +1,67 @@
+// Bundles every dashboard into one self-contained file and holds it to a byte budget.
+//
+//   node build.mjs           writes ../nb_sae/widgets/static/{feature.js,feature.css,report.js}
+//   node build.mjs --watch   rebuilds on every change
+
+import { mkdir, readFile, rename, rm, stat } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+import * as esbuild from "esbuild";
+
+const here = dirname(fileURLToPath(import.meta.url));
+const target = join(here, "..", "nb_sae", "widgets", "static");
+
+/** What is built, how, and how large it may become (bytes, minified, not compressed). */
+const outputs = [
+  { entry: "src/feature.ts", file: "feature.js", format: "esm", budget: 60_000 },
+  { entry: "src/feature.css", file: "feature.css", format: undefined, budget: 8_000 },
+  { entry: "src/report.ts", file: "report.js", format: "iife", budget: 20_000 },
+];
+
+/** Calls that would leave the page or run text as code; none may be in what we ship. */
+const forbidden = [/\beval\(/, /new Function\b/, /\.innerHTML\b/, /\bfetch\(/, /XMLHttpRequest/, /new Worker\b/];
+
+const common = {
+  absWorkingDir: here,
+  bundle: true,
+  minify: true,
+  charset: "utf8",
+  target: "es2022",
+  legalComments: "none",
+  logLevel: "warning",
+  // A UMD dependency must not register itself with a RequireJS that the page happens to hold.
+  define: { "define.amd": "false" },
+};
+
+/** Writes beside the target first, so that a reader never sees half a file. */
+async function build({ entry, file, format, budget }) {
+  const out = join(target, file);
+  const part = `${out}.part`;
+  await esbuild.build({ ...common, entryPoints: [entry], outfile: part, ...(format ? { format } : {}) });
+  const { size } = await stat(part);
+  const text = await readFile(part, "utf8");
+  const found = forbidden.find((pattern) => pattern.test(text));
+  if (size > budget || found) {
+    await rm(part);
+    const why = found ? `it holds ${found}` : `it is ${size} bytes, the budget is ${budget}`;
+    throw new Error(`${file} is refused: ${why}.`);
+  }
+  await rename(part, out);
+  return `${file.padEnd(12)} ${String(size).padStart(6)} B of ${budget}`;
+}
+
+await mkdir(target, { recursive: true });
+if (process.argv.includes("--watch")) {
+  const builds = outputs.map(({ entry, file, format }) =>
+    esbuild.context({
+      ...common,
+      entryPoints: [entry],
+      outfile: join(target, file),
+      logLevel: "info",
+      ...(format ? { format } : {}),
+    }),
+  );
+  for (const context of await Promise.all(builds)) await context.watch();
+} else {
+  for (const output of outputs) console.log(await build(output));
+}

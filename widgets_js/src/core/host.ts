@@ -1,0 +1,92 @@
+/**
+ * What a dashboard may ask of whoever hosts it: JupyterLab with anywidget 0.9.21 to 0.11, or our own report page.
+ *
+ * `signal` and `host` came with anywidget 0.11; both may be missing. Errors never reach the host: it would show an
+ * empty cell, so they are drawn inside the element we were given.
+ */
+
+import { errorCard } from "./errors";
+
+export type Listener = (...args: never[]) => void;
+
+/** The part of an anywidget model that every host gives. */
+export interface AnyModel {
+  get(key: string): unknown;
+  set(key: string, value: unknown): void;
+  save_changes(): void;
+  send(content: unknown, callbacks?: unknown, buffers?: ArrayBuffer[]): void;
+  on(event: string, listener: Listener): void;
+  off(event?: string | null, listener?: Listener | null): void;
+}
+
+export interface RenderArgs {
+  model: AnyModel;
+  el: HTMLElement;
+  /** Missing before anywidget 0.11. */
+  signal?: AbortSignal;
+  /** Missing before anywidget 0.11. `kernel: false` is our report page saying that nobody will ever answer. */
+  host?: { kernel?: boolean };
+}
+
+export type Disposer = () => void;
+
+/** A view's own life: everything it installs is registered here and removed together. */
+export interface Life {
+  readonly signal: AbortSignal;
+  /** False where the host says at once that there is no kernel. */
+  readonly kernelPossible: boolean;
+  add(dispose: Disposer): void;
+}
+
+export type Mount = (model: AnyModel, el: HTMLElement, life: Life) => void;
+
+/** Make the default export of a dashboard's module. */
+export function dashboard(mount: Mount): { render(args: RenderArgs): Disposer } {
+  return {
+    render({ model, el, signal, host }) {
+      const own = new AbortController();
+      const disposers: Disposer[] = [];
+      let closed = false;
+      const close = () => {
+        if (closed) return;
+        closed = true;
+        own.abort();
+        for (const dispose of disposers.reverse()) dispose();
+      };
+      if (signal?.aborted) return close;
+      signal?.addEventListener("abort", close, { once: true });
+      const life: Life = {
+        signal: own.signal,
+        kernelPossible: host?.kernel !== false,
+        add: (dispose) => (closed ? dispose() : void disposers.push(dispose)),
+      };
+      try {
+        mount(model, el, life);
+        life.add(hideTwin(model.get("twin")));
+      } catch (error) {
+        el.replaceChildren(errorCard("This dashboard could not be drawn.", error));
+      }
+      return close;
+    },
+  };
+}
+
+/**
+ * Hide the static picture that stands above the live view, for as long as the view lives.
+ * A rule, not an attribute: the host may attach the picture after us, or redraw it.
+ */
+function hideTwin(id: unknown): Disposer {
+  if (typeof id !== "string" || !/^[\w-]+$/.test(id)) return () => {};
+  const style = document.createElement("style");
+  style.textContent = `[data-nbsae="${id}"]{display:none!important}`;
+  document.head.append(style);
+  return () => style.remove();
+}
+
+/** Run `use` with the trait now and after every change; the returned function stops it. */
+export function onTrait(model: AnyModel, key: string, use: (value: unknown) => void): Disposer {
+  const run = () => use(model.get(key));
+  model.on(`change:${key}`, run);
+  run();
+  return () => model.off(`change:${key}`, run);
+}
