@@ -1,0 +1,89 @@
+# Everything from a fresh clone; needs Python >= 3.11 and nothing else. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PYTEST := $(PY) -m pytest
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+TEST_STEPS := lint types contracts js unit notebooks wheel browser
+
+# Tests work without a network; a name that would have to be fetched fails instead of waiting.
+unit notebooks wheel browser screenshots: export HF_HUB_OFFLINE := 1
+unit notebooks wheel browser screenshots bench: export JUPYTER_PLATFORM_DIRS := 1
+
+.PHONY: help setup widgets demo test lint format types contracts js unit notebooks wheel browser bench screenshots clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(PY):
+	@python=$$(scripts/find_python.sh) && echo "creating $(VENV) with $$python" && "$$python" -m venv $(VENV)
+	@$(PY) -m pip install --quiet --upgrade pip
+
+$(RUN_STAMP): pyproject.toml | $(PY)
+	@echo "installing nb_sae into $(VENV) (torch is large: some minutes)"
+	@$(PY) -m pip install --quiet -e .
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml | $(PY)
+	@echo "installing nb_sae and what its tests need into $(VENV) (torch is large: some minutes)"
+	@$(PY) -m pip install --quiet -e '.[dev]'
+	@touch $(RUN_STAMP) $@
+
+setup: $(DEV_STAMP) ## make .venv and install the package with all that development needs
+
+widgets: | $(PY) ## build widgets_js into nb_sae/widgets/static
+	@$(PY) scripts/build_widgets.py --install-node
+
+demo: $(RUN_STAMP) widgets ## the main job: interpret the embedded CLIP, write reports/01_interpret_clip.html
+	@$(BIN)/nb-sae demo
+
+test: $(DEV_STAMP) widgets ## every check and test, as continuous integration runs them
+	@started=$$SECONDS; \
+	for step in $(TEST_STEPS); do scripts/step.sh $$step $(MAKE) --no-print-directory $$step || exit 1; done; \
+	printf '\n== all %s steps passed in %s s\n' $(words $(TEST_STEPS)) $$((SECONDS - started))
+
+lint: $(DEV_STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV_STAMP) ## ruff: repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(DEV_STAMP) ## basedpyright
+	$(BIN)/basedpyright --pythonpath $(PY)
+
+contracts: $(DEV_STAMP) ## import-linter: who may import whom
+	$(BIN)/lint-imports
+
+js: | $(DEV_STAMP) ## TypeScript: format, rules, types and tests
+	$(PY) scripts/build_widgets.py --install-node --npm check test
+
+unit: $(DEV_STAMP) widgets ## pytest without browser, notebooks and wheel
+	$(PYTEST) -q -m "not browser and not notebook and not wheel" --durations=10
+
+notebooks: $(DEV_STAMP) widgets ## execute both tutorials
+	$(PYTEST) -q -m notebook --durations=0
+
+wheel: $(DEV_STAMP) widgets ## build the wheel, install it elsewhere, import it
+	$(PYTEST) -q -m wheel --durations=0
+
+browser: $(DEV_STAMP) widgets ## headless Chromium on the offline report and on JupyterLab
+	@$(PY) scripts/setup_browser.py
+	$(PYTEST) -q -m browser --durations=10 -s
+
+screenshots: browser ## the browser tests leave pictures of both themes in .screens/
+	@ls -1 .screens
+
+bench: $(DEV_STAMP) widgets ## measure what the bounds promise
+	@for file in benchmarks/*.py; do scripts/step.sh $$file $(PY) $$file || exit 1; done
+
+clean: ## remove what was built and installed
+	rm -rf $(VENV) build dist widgets_js/node_modules .screens .pytest_cache .ruff_cache .hypothesis
+	find nb_sae/widgets/static -type f ! -name .gitkeep -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
