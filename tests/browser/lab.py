@@ -1,0 +1,190 @@
+"""A JupyterLab server on a free port, and a notebook in it driven as a person drives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from playwright.sync_api import Locator, Page, expect
+
+START_TIMEOUT_S = 90
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+        "doNotDisturbMode": True,
+    },
+    # Cells outside the window would have no output in the page.
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
+    "@jupyterlab/completer-extension/manager": {"autoCompletion": False},
+}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running server."""
+
+    folder: Path
+    """What the server shows; notebooks are written here."""
+    url: str
+    token: str
+
+    @classmethod
+    @contextmanager
+    def start(cls, home: Path, *, python_path: Sequence[Path] = ()) -> Iterator[Lab]:
+        """Serve `home/files`; settings, runtime files and IPython's folder stay in `home` too.
+
+        Raises:
+            RuntimeError: The server ended or did not answer in time; the message holds its log.
+        """
+        folder = home / "files"
+        folder.mkdir()
+        lab = cls(folder=folder, url=f"http://127.0.0.1:{_free_port()}", token=secrets.token_hex(16))
+        log = home / "server.log"
+        with log.open("wb") as sink:
+            server = subprocess.Popen(
+                lab._command(), env=_environment(home, python_path), cwd=folder, stdout=sink, stderr=subprocess.STDOUT
+            )
+        try:
+            lab._wait(server, log)
+            yield lab
+        finally:
+            lab._shut_down(server)
+
+    def _command(self) -> list[str]:
+        port = self.url.rpartition(":")[2]
+        return [
+            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"),
+            *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"),
+            f"--IdentityProvider.token={self.token}",
+            f"--ServerApp.root_dir={self.folder}",
+            *("--ServerApp.terminals_enabled=False", "--LabApp.extension_manager=readonly"),
+            *("--LabApp.collaborative=False", "--LanguageServerManager.autodetect=False"),
+        ]
+
+    def _wait(self, server: subprocess.Popen[bytes], log: Path) -> None:
+        end = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < end and server.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.url}/api?token={self.token}", timeout=2):
+                    return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        raise RuntimeError(f"JupyterLab did not start (status {server.poll()}):\n{log.read_text()[-3000:]}")
+
+    def _shut_down(self, server: subprocess.Popen[bytes]) -> None:
+        """Ask first: a killed server leaves its kernels running."""
+        request = urllib.request.Request(f"{self.url}/api/shutdown?token={self.token}", method="POST")
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+            server.wait(timeout=15)
+        except (OSError, subprocess.TimeoutExpired):
+            server.terminate()
+            server.wait(timeout=10)
+
+    def write(self, name: str, cells: Sequence[str]) -> None:
+        """A new notebook of code cells."""
+        notebook = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
+            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        )
+        nbformat.write(notebook, self.folder / name)
+
+    def open(self, page: Page, name: str) -> LabNotebook:
+        """Open a notebook in a fresh workspace and wait for its cells."""
+        page.goto(f"{self.url}/lab/tree/{name}?reset&token={self.token}")
+        page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+        page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.context?.isReady")
+        return LabNotebook(page)
+
+
+@dataclass(frozen=True)
+class LabNotebook:
+    """The notebook that is open in the page."""
+
+    page: Page
+
+    def cell(self, number: int) -> Locator:
+        """Cell by number from 0."""
+        return self.page.locator(".jp-NotebookPanel:visible .jp-Cell").nth(number)
+
+    def run(self, number: int, *, timeout_s: float = 90) -> Locator:
+        """Run a cell with Shift+Enter, wait for its number, and return its outputs."""
+        cell = self.cell(number)
+        before = cell.locator(".jp-InputPrompt").inner_text()
+        cell.locator(".jp-Editor").click()
+        self.page.keyboard.press("Shift+Enter")
+        self.page.wait_for_function(
+            """([number, before]) => {
+                const cells = [...document.querySelectorAll('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell')];
+                const now = cells[number]?.querySelector('.jp-InputPrompt')?.innerText ?? '';
+                return /\\[\\d+\\]/.test(now) && now !== before;
+            }""",
+            arg=[number, before],
+            timeout=timeout_s * 1000,
+        )
+        return cell.locator(".jp-Cell-outputArea")
+
+    def text(self, number: int) -> str:
+        """What the cell printed."""
+        return "\n".join(self.cell(number).locator(".jp-OutputArea-output").all_inner_texts()).strip()
+
+    def expect_text(self, number: int, text: str) -> None:
+        """Wait until the cell's output holds `text`."""
+        expect(self.cell(number).locator(".jp-Cell-outputArea")).to_contain_text(text)
+
+    def theme(self, name: str) -> None:
+        """Switch to a theme by its name, such as "JupyterLab Dark"."""
+        self.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
+        light = "true" if "Light" in name else "false"
+        self.page.wait_for_selector(f"body[data-jp-theme-light={light}]", state="attached")
+
+    def save(self) -> None:
+        """Save and wait until it is on disk."""
+        self.page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")
+        self.page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
+
+    def shut_down_kernel(self) -> None:
+        """End the kernel behind the notebook."""
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _environment(home: Path, python_path: Sequence[Path]) -> dict[str, str]:
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+    }
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON"))}
+    for name, folder in folders.items():
+        (home / folder).mkdir()
+        environment[name] = str(home / folder)
+    for name, settings in SETTINGS.items():
+        path = home / "settings" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings))
+    inherited = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    environment["PYTHONPATH"] = os.pathsep.join([*map(str, python_path), *inherited])
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    return environment
