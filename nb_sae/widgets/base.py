@@ -1,0 +1,155 @@
+"""What every dashboard shares: its built script, answers to the browser's requests, and the static picture.
+
+A dashboard is displayed as two outputs: first a picture in HTML, tagged with the widget's id, then the live view,
+which hides the picture once it has drawn. Hosts that run no script keep the picture.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import threading
+import traceback
+import uuid
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from nb_sae.errors import NbSaeError, WidgetError
+
+STATIC = Path(__file__).parent / "static"
+_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def read_static(name: str) -> str:
+    """A built script or style sheet. Raises `WidgetError` where it was not built."""
+    try:
+        return (STATIC / name).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise WidgetError(
+            f"The dashboard's file {name} is not built; a source checkout does not hold it. "
+            "Run: make widgets (needs Node 20 or later), or install the wheel, which carries it."
+        ) from None
+
+
+def show(*widgets: Any) -> None:
+    """Display dashboards, each with its static picture first. Anything else is displayed as IPython does."""
+    from IPython.display import display
+
+    for widget in widgets:
+        display(widget)
+
+
+class Dashboard(anywidget.AnyWidget):
+    """Base of the dashboards. Everything a saved view shows is in synced traits; requests only add to it.
+
+    A subclass names its built files, answers `_respond`, draws `_draw_picture` and says what it shows in `_summary`.
+    """
+
+    _dashboard = ""
+    """Stem of the files in `static/`."""
+
+    twin = traitlets.Unicode(help="Id of the static picture to hide; the widget's own id.").tag(sync=True)
+
+    def __init__(self, **traits: Any) -> None:
+        # IPython makes a thread per subshell: a request may be answered while a cell runs.
+        self._lock = threading.RLock()
+        self._pictures: dict[object, bytes] = {}
+        model_id = uuid.uuid4().hex
+        super().__init__(model_id=model_id, twin=model_id, **traits)
+        self.on_msg(self._on_request)
+
+    @property
+    def _esm(self) -> str:
+        return read_static(f"{self._dashboard}.js")
+
+    @property
+    def _css(self) -> str:
+        return read_static(f"{self._dashboard}.css")
+
+    # What a subclass gives
+
+    def _respond(self, kind: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+        """Answer one request. Raises `WidgetError` for what cannot be answered."""
+        raise WidgetError(
+            f"{type(self).__name__} answers no request of kind {kind!r}. Update nb_sae and reload the page."
+        )
+
+    def _draw_picture(self) -> bytes:
+        """PNG of what the dashboard shows now."""
+        raise NotImplementedError
+
+    def _picture_key(self) -> object:
+        """What the picture depends on; the same key is drawn once."""
+        return None
+
+    def _summary(self) -> str:
+        """One or two sentences of text for readers without pictures."""
+        raise NotImplementedError
+
+    # Requests
+
+    def _on_request(self, _widget: Any, content: Any, _buffers: Any) -> None:
+        number = content.get("id") if isinstance(content, dict) else None
+        try:
+            reply, buffers = self._answer(content)
+        except Exception as error:  # an error is an answer: silence would leave the view waiting
+            reply, buffers = {"ok": False, "error": _explain(error)}, []
+        self.send({"id": number, **reply}, buffers)
+
+    def _answer(self, content: Any) -> tuple[dict[str, Any], list[bytes]]:
+        if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
+            raise WidgetError(f"A request is {{id, kind, …}}, got {type(content).__name__}. Reload the page.")
+        if content["kind"] == "ping":
+            return {"ok": True}, []
+        with self._lock:
+            reply, buffers = self._respond(content["kind"], content)
+        return {"ok": True, **reply}, buffers
+
+    # Display
+
+    def picture(self) -> bytes:
+        """PNG of what the dashboard shows now, for hosts that run no script."""
+        with self._lock:
+            key = self._picture_key()
+            if key not in self._pictures:
+                self._pictures = {key: self._draw_picture()}
+            return self._pictures[key]
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        found = super()._repr_mimebundle_(**kwargs)
+        if found is None:
+            return None
+        data, metadata = found if isinstance(found, tuple) else (found, {})
+        # No text/html here: a host without widgets would prefer it to the picture and then strip it.
+        data = {**data, "text/plain": self._summary(), "image/png": base64.b64encode(self.picture()).decode("ascii")}
+        return data, metadata
+
+    def _ipython_display_(self, **_kwargs: Any) -> None:
+        from IPython.display import display
+
+        bundle = self._repr_mimebundle_()
+        if bundle is None:
+            return
+        data, metadata = bundle
+        png = data.pop("image/png")
+        source, alt = f"data:image/png;base64,{png}", html.escape(self._summary(), quote=True)
+        twin = f'<div data-nbsae="{self.twin}"><img alt="{alt}" src="{source}" width="900"></div>'
+        display({"text/html": twin, "text/plain": self._summary()}, raw=True)
+        display(data, metadata=metadata, raw=True)
+
+    def __repr__(self) -> str:
+        return f"<{self._summary()}>"
+
+
+def _explain(error: Exception) -> dict[str, str]:
+    if isinstance(error, NbSaeError):
+        return {"cause": str(error), "fix": "", "details": ""}
+    details = "".join(traceback.format_exception(error))
+    return {
+        "cause": f"{type(error).__name__}: {error}",
+        "fix": "The kernel could not answer. Run the cell of this dashboard again; if it stays, report the details.",
+        "details": details,
+    }

@@ -1,0 +1,204 @@
+"""The feature dashboard: every latent in a list, and the card of the chosen one.
+
+dashboard = ns.FeatureDashboard(analysis)
+dashboard.latent = 417        # or choose it in the browser and read it here
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import polars as pl
+import traitlets
+
+from nb_sae.errors import WidgetError
+from nb_sae.widgets import wire
+from nb_sae.widgets.base import Dashboard
+from nb_sae.widgets.cards import Limits, choose_saved, cut_cards
+
+SAVED_CARDS = 64
+SAVED_BYTES = 800_000
+"""What the cards of a saved view may hold; with the script and the list of latents it stays below 1 MB."""
+_SAVED_WINDOW = (40, 16)
+_LIST_COLUMNS = ("latent", "density", "active_rows", "mean", "max", "level", "dead")
+
+
+class LatentNumber(traitlets.TraitType):
+    """A latent's number, checked where it is set."""
+
+    info_text = "the number of a latent"
+
+    def validate(self, obj: Any, value: Any) -> int:
+        """Raises `WidgetError` for what is no number of a latent of this dictionary."""
+        try:
+            number = operator.index(value)
+        except TypeError:
+            raise WidgetError(f"latent={value!r} is no whole number. Expected 0 … {obj.d_sae - 1}.") from None
+        if isinstance(value, bool) or not 0 <= number < obj.d_sae:
+            raise WidgetError(
+                f"latent={value!r} is outside 0 … {obj.d_sae - 1}, the latents of this dictionary. "
+                "The numbers are in analysis.latents['latent']."
+            )
+        return number
+
+
+class FeatureDashboard(Dashboard):
+    """Look at what each latent means: its histogram, density and level, and the inputs on which it is active.
+
+    Args:
+        analysis: What `ns.analyze` gives.
+        latent: The latent to start with; None: the first of the saved ones.
+        saved: The latents whose cards stay in the saved notebook and in the report, or how many of them. A number lets
+            the levels take turns, each giving its latent with the largest maximum; see `saved_latents`.
+        names: Names to show, `{latent: name}` or a frame with the columns `latent` and `name`.
+        examples: Top examples of a card; each of the ten intervals shows a quarter of it.
+
+    Raises:
+        WidgetError: The analysis, a latent or a name is not what is expected, or the scripts are not built.
+    """
+
+    _dashboard = "feature"
+
+    latent = LatentNumber(default_value=0, help="The chosen latent, in both directions.").tag(sync=True)
+    about = traitlets.Dict(help="Title, site, counts and rules.").tag(sync=True)
+    latents_header = traitlets.Dict().tag(sync=True)
+    latents = traitlets.Bytes(help="One row per latent.").tag(sync=True)
+    saved_header = traitlets.Dict().tag(sync=True)
+    saved = traitlets.Bytes(help="The cards of the saved latents.").tag(sync=True)
+    thumbs_header = traitlets.Dict(help="Where each picture of `thumbs` ends.").tag(sync=True)
+    thumbs = traitlets.Bytes(help="The pictures of the saved cards, each once.").tag(sync=True)
+
+    def __init__(
+        self,
+        analysis: Any,
+        *,
+        latent: int | None = None,
+        saved: Iterable[int] | int | None = None,
+        names: Mapping[int, str] | pl.DataFrame | None = None,
+        examples: int = 16,
+    ) -> None:
+        _check_analysis(analysis)
+        if not isinstance(examples, int) or not 1 <= examples <= 256:
+            raise WidgetError(f"examples={examples!r} is not between 1 and 256, the top examples that a card can show.")
+        self.analysis = analysis
+        self.d_sae = int(analysis.d_sae)
+        self.names = _read_names(names, self.d_sae)
+        self._limits = Limits(top=examples, interval=max(1, examples // 4))
+        self.saved_latents, rule = self._choose(saved, latent)
+        start = latent if latent is not None else (self.saved_latents or [0])[0]
+        start = LatentNumber().validate(self, start)
+        if start not in self.saved_latents:
+            self.saved_latents.append(start)
+        super().__init__(latent=start, **self._state(rule))
+
+    def _choose(self, saved: Iterable[int] | int | None, latent: int | None) -> tuple[list[int], str]:
+        """The latents whose cards are saved, and the rule in words."""
+        if saved is None or (isinstance(saved, int) and not isinstance(saved, bool)):
+            count = SAVED_CARDS if saved is None else saved
+            if count < 1:
+                raise WidgetError(f"saved={saved} keeps no card. Give a number of at least 1, or a list of latents.")
+            found = choose_saved(self.analysis.latents, count)
+            return found, "levels take turns, each giving the latent with the largest maximum"
+        try:
+            listed = list(saved)
+        except TypeError:
+            raise WidgetError(f"saved={saved!r} is neither a number nor a list of latents.") from None
+        number = LatentNumber()
+        return list(dict.fromkeys(number.validate(self, one) for one in listed)), "named by saved="
+
+    def _state(self, rule: str) -> dict[str, Any]:
+        analysis = self.analysis
+        table = analysis.latents.select(_LIST_COLUMNS).sort("latent")
+        if self.names:
+            names = [self.names.get(number) for number in table["latent"]]
+            table = table.with_columns(pl.Series("name", names, pl.String))
+        latents_header, latents = wire.pack({"latents": table})
+        limits = Limits(self._limits.top, self._limits.interval, SAVED_BYTES, _SAVED_WINDOW)
+        cards = cut_cards(analysis, self.saved_latents, limits)
+        saved_header, saved, thumbs_header, thumbs = cards.pack()
+        site = analysis.site
+        about = {
+            "version": wire.WIRE_VERSION,
+            "title": wire.clean_text(analysis.title),
+            "site": wire.clean_text(site.name),
+            "modality": analysis.modality,
+            "pooled": bool(site.pooled),
+            "grid": list(site.grid) if site.grid else None,
+            "prefix_tokens": int(site.prefix_tokens),
+            "positions": int(site.positions),
+            "rows": int(analysis.rows),
+            "d_sae": self.d_sae,
+            "budgets": [int(k) for k in analysis.budgets],
+            "rule": rule,
+            "dropped": cards.dropped,
+        }
+        return {
+            "about": about, "latents_header": latents_header, "latents": latents, "saved_header": saved_header,
+            "saved": saved, "thumbs_header": thumbs_header, "thumbs": thumbs,
+        }  # fmt: skip
+
+    def _respond(self, kind: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+        if kind != "card":
+            return super()._respond(kind, request)
+        latent = LatentNumber().validate(self, request.get("latent"))
+        header, block, thumbs_header, thumbs = cut_cards(self.analysis, [latent], self._limits).pack()
+        return {"header": header, "thumbs_header": thumbs_header}, [block, thumbs]
+
+    def _picture_key(self) -> object:
+        return self.latent
+
+    def _draw_picture(self) -> bytes:
+        from nb_sae.widgets.picture import draw_feature
+
+        return draw_feature(self.analysis, self.latent, self.names.get(self.latent))
+
+    def _summary(self) -> str:
+        row = self.analysis.latents.row(by_predicate=pl.col("latent") == self.latent, named=True)
+        name = self.names.get(self.latent)
+        named = f" “{wire.visible_text(name)}”" if name else ""
+        said = f"FeatureDashboard of {self.d_sae:,} latents at {wire.visible_text(self.analysis.site.name)}; "
+        if row["dead"]:
+            return said + f"latent {self.latent}{named} is never active on {self.analysis.rows:,} rows."
+        return (
+            said + f"latent {self.latent}{named}: active on {row['density']:.3g} of {self.analysis.rows:,} rows, "
+            f"largest activation {row['max']:.3g}."
+        )
+
+
+def _check_analysis(analysis: Any) -> None:
+    needed = ("latents", "examples", "inputs", "site", "modality", "rows", "d_sae", "budgets", "title")
+    missing = [name for name in needed if not hasattr(analysis, name)]
+    if missing:
+        raise WidgetError(
+            f"FeatureDashboard was given {type(analysis).__name__}, which has no {', '.join(missing)}. "
+            "Give it what ns.analyze(dictionary, store) returns, or ns.Analysis.load(path)."
+        )
+    if analysis.latents.height != analysis.d_sae:
+        raise WidgetError(
+            f"The table of latents has {analysis.latents.height} rows, the dictionary {analysis.d_sae} latents. "
+            "Run ns.analyze again on this dictionary."
+        )
+
+
+def _read_names(names: Mapping[int, str] | pl.DataFrame | None, d_sae: int) -> dict[int, str]:
+    if names is None:
+        return {}
+    if isinstance(names, pl.DataFrame):
+        if missing := {"latent", "name"} - set(names.columns):
+            raise WidgetError(
+                f"names has the columns {', '.join(names.columns)}; {', '.join(sorted(missing))} is missing."
+            )
+        pairs: Iterable[tuple[Any, Any]] = names.select("latent", "name").iter_rows()
+    elif isinstance(names, Mapping):
+        pairs = names.items()
+    else:
+        raise WidgetError(f"names is a {type(names).__name__}. Give {{latent: name}} or a frame with latent and name.")
+    found: dict[int, str] = {}
+    for latent, name in pairs:
+        if not isinstance(latent, int) or not 0 <= latent < d_sae:
+            raise WidgetError(f"names speaks of latent {latent!r}; this dictionary has 0 … {d_sae - 1}.")
+        if name is not None:
+            found[latent] = wire.clean_text(name)
+    return found
