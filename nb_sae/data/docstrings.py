@@ -26,12 +26,14 @@ MIN_WORDS = 12
 """A shorter document says too little to be a text of its own."""
 
 _SKIPPED_FOLDERS = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "lib2to3", "pydoc_data", "__pycache__"}
-)
+    re.findall(r"\w+", "test tests idlelib turtledemo lib2to3 pydoc_data __pycache__ __phello__")
+) | {"site-packages", "dist-packages"}
 # Words that nearly every English sentence needs and that code, tables and other languages lack.
-_COMMON = re.compile(
-    r"\b(the|of|an?|and|to|in|is|that|for|it|as|with|be|are|this|by|on|or|not|if|when|which|from|can|will|was|has)\b",
-    re.IGNORECASE,
+_COMMON = frozenset(
+    re.findall(
+        r"\w+",
+        "the of a an and to in is that for it as with be are this by on or not if when which from can will was has",
+    )
 )
 _WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 _ROLE = re.compile(r":[a-zA-Z:]+:`[~!]?([^`]*)`")
@@ -171,4 +173,5 @@ def _is_english(line: str) -> bool:
     letters = sum((char.isalpha() and char.isascii()) or char == " " for char in line)
     if letters < 0.8 * len(line):
         return False
-    return len(_WORD.findall(line)) >= 4 and _COMMON.search(line) is not None
+    words = _WORD.findall(line)
+    return len(words) >= 4 and any(word.lower() in _COMMON for word in words)

@@ -131,7 +131,7 @@ def texts(
             needed.
         ConfigError: `context_tokens` is not a whole number of at least 1.
     """
-    if isinstance(source, Texts):
+    if isinstance(source, Texts) and field is None and not isinstance(keys, str):
         raw = RawTexts(list(source._values), list(source.keys), source.name, dict(source.problems))
         raw.replaced_characters = source.replaced_characters
         context_tokens = source.context_tokens if context_tokens is None else context_tokens
@@ -188,8 +188,8 @@ def demo_texts(
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(documents):
         of_part = "" if part == "all" else f" in part {part!r}"
         raise ConfigError(
-            f"n={n!r}, but the standard library of this Python has {len(documents):,} docstrings{of_part} that are long "
-            f"enough to read. Give n from 1 to {len(documents)}."
+            f"n={n!r}, but the standard library of this Python has {len(documents):,} docstrings{of_part} long enough "
+            f"to read. Give n from 1 to {len(documents)}."
         )
     documents.sort(key=lambda d: hashlib.sha256(f"{seed} {d.key} {d.text}".encode()).digest())
     chosen = documents[:n]
