@@ -1,0 +1,277 @@
+"""Language models, hooked: Hugging Face decoders and encoders, transformer_lens bridges, or the user's own module."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nb_sae.errors import ConfigError, InputError, InputNotFoundError, ShapeError, closest
+from nb_sae.hooks import hook_points, run_to
+from nb_sae.models.sites import SiteTable, choose_device, fingerprint, module_device
+from nb_sae.models.tokens import PADDING, token_strings, window_preprocessor
+from nb_sae.types import Modality, Prepared, Site
+
+DEFAULT_CONTEXT_TOKENS = 128
+_PROBE_TOKENS = 7
+_DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+}
+
+
+def load_lm(
+    model: str | Path | nn.Module = "demo",
+    *,
+    tokenizer: Any = None,
+    device: Any = None,
+    dtype: str | torch.dtype | None = None,
+    context_tokens: int | None = None,
+    name: str | None = None,
+) -> LanguageModel:
+    """Load a language model to look into.
+
+    Args:
+        model: `"demo"`, the small model shipped inside; a Hugging Face name; a local folder in Hugging Face form; or a
+            module: a Hugging Face model, a transformer_lens `TransformerBridge`, anything with a `hook_dict`, or your
+            own that takes `(context, position)` token ids first. A module is put into evaluation mode.
+        tokenizer: A Hugging Face tokenizer, or the folder or name of one. Needed with a module that brings none.
+        device: Where to run; by default CUDA, then MPS, then the CPU. A module stays where it is.
+        dtype: `fp32` (the default), `bf16` or `fp16`. A module stays as it is.
+        context_tokens: Positions of the windows texts are cut into; by default 128, or less if the model takes less.
+        name: How stores and reports call the model.
+
+    Raises:
+        ConfigError: A setting that the model does not allow.
+        InputNotFoundError: Missing folder, or no network to download from.
+    """
+    if isinstance(model, nn.Module):
+        module = model if device is None else model.to(torch.device(device))
+        module = module if dtype is None else module.to(_dtype(dtype))
+        found = _tokenizer(tokenizer) if tokenizer is not None else getattr(module, "tokenizer", None)
+        return LanguageModel(module, tokenizer=found, context_tokens=context_tokens, name=name or type(model).__name__)
+    if model == "demo":
+        name = name or "demo-lm"
+        model = str(files("nb_sae") / "assets" / "demo_lm")
+    folder = Path(model).expanduser()
+    source = str(folder) if folder.is_dir() else str(model)
+    module = _pretrained(source, dtype=_dtype(dtype)).to(choose_device(device))
+    found = _tokenizer(source if tokenizer is None else tokenizer)
+    name = name or (folder.resolve().name if folder.is_dir() else source)
+    return LanguageModel(module, tokenizer=found, context_tokens=context_tokens, name=name)
+
+
+class LanguageModel:
+    """A language model whose sites are named, checked and hooked; a `types.HookedModel`. Made by `load_lm`.
+
+    Sites are module paths and, for models with a `hook_dict`, hook names with their aliases. A decoder block may give
+    a tensor or a tuple; both are read.
+    """
+
+    def __init__(self, module: nn.Module, *, tokenizer: Any, context_tokens: int | None, name: str) -> None:
+        self.module = module.eval()
+        self.name = name
+        self.revision = fingerprint(module)
+        self.tokenizer = tokenizer
+        self.pseudo_sites: dict[str, str] = {}
+        self.max_context_tokens = _longest_context(module)
+        self.context_tokens = self._allowed(
+            min(DEFAULT_CONTEXT_TOKENS, self.max_context_tokens or DEFAULT_CONTEXT_TOKENS)
+            if context_tokens is None
+            else context_tokens
+        )
+        self._arguments = _forward_arguments(module)
+        self._padding_id = _padding_id(tokenizer, module)
+        self._sites = SiteTable(self, {"text": self._probe_batch}, text_positions=self.context_tokens)
+
+    def __repr__(self) -> str:
+        return f"LanguageModel({self.name!r}, revision={self.revision!r}, device={str(self.device)!r})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return module_device(self.module)
+
+    def hook_names(self) -> list[str]:
+        """Every site that gives rows, in the order of the forward pass; hook names with their aliases."""
+        return self._sites.names()
+
+    def site(self, name: str, modality: Modality = "text") -> Site:
+        """What lies at a site; its positions are `context_tokens`. Raises `HookError` with the closest names."""
+        return self._sites.site(name, modality)
+
+    def require_rows(self, name: str) -> None:
+        """Raise `HookError` unless the site gives rows."""
+        self._sites.require(name)
+
+    def preprocessor(
+        self, modality: Modality = "text", *, context_tokens: int | None = None
+    ) -> Callable[..., Prepared]:
+        """A picklable function from a text to `Prepared`: windows of `context_tokens`, the last one padded.
+
+        Special tokens are added to every window as the tokenizer adds them to a text: none for GPT-2, BOS for Llama,
+        CLS and SEP for BERT. In the ids, padding is −1 whatever the vocabulary says; `capture_rows` makes the attention
+        mask from it, so that the ids are all that a store has to hand over.
+
+        Raises:
+            ConfigError: No tokenizer, another modality, or a context longer than the model's.
+        """
+        if modality != "text":
+            raise ConfigError(f"{self.name} takes texts, not {modality!r} inputs. Give it texts.")
+        positions = self.context_tokens if context_tokens is None else self._allowed(context_tokens)
+        return window_preprocessor(self._required_tokenizer(ConfigError), positions)
+
+    @torch.no_grad()
+    def capture_rows(self, batch: Tensor, sites: Sequence[str], modality: Modality = "text") -> dict[str, Tensor]:
+        """Run forward as far as the last site needs.
+
+        Args:
+            batch: `(context, position)` token ids, −1 on padding.
+            sites: Sites of this model.
+            modality: Always `"text"`.
+
+        Returns:
+            Site → `(context, position, width)` or `(context, width)`, on the model's device. Rows of padding are
+            there and mean nothing.
+
+        Raises:
+            HookError: Unknown site.
+            ShapeError: `batch` holds no token ids.
+        """
+        for site in sites:
+            self.site(site, modality)
+        if batch.ndim != 2 or batch.is_floating_point():
+            raise ShapeError(
+                f"Got {batch.dtype} of shape {tuple(batch.shape)}; expected (context, position) token ids. "
+                "Prepare texts with preprocessor('text')."
+            )
+        self._allowed(batch.shape[1])
+        return run_to(self, sites, lambda: self._forward(batch))
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token id as a reader sees it. Raises `InputError` for a model without a tokenizer."""
+        return token_strings(self._required_tokenizer(InputError), ids)
+
+    def _forward(self, batch: Tensor) -> Any:
+        ids = batch.to(self.device)
+        real = ids != PADDING
+        ids = ids.masked_fill(~real, self._padding_id)
+        given: dict[str, Any] = {}
+        if "attention_mask" in self._arguments:
+            given["attention_mask"] = real.long()
+        if "use_cache" in self._arguments:
+            given["use_cache"] = False
+        if "input_ids" in self._arguments:
+            return self.module(input_ids=ids, **given)
+        return self.module(ids, **given)
+
+    def _probe_batch(self, size: int) -> tuple[Callable[[Tensor], Any], Tensor]:
+        return self._forward, torch.zeros(size, min(_PROBE_TOKENS, self.context_tokens), dtype=torch.long)
+
+    def _allowed(self, context_tokens: int) -> int:
+        longest = self.max_context_tokens
+        if context_tokens < 1 or (longest is not None and context_tokens > longest):
+            most = "" if longest is None else f" to {longest}, which is as far as {self.name} can see"
+            raise ConfigError(
+                f"context_tokens={context_tokens} is outside what the model takes; expected 1{most}. "
+                "Choose another context_tokens."
+            )
+        return context_tokens
+
+    def _required_tokenizer(self, error: type[ConfigError] | type[InputError]) -> Any:
+        if self.tokenizer is None:
+            raise error(f"{self.name} was loaded without a tokenizer. Use load_lm(model, tokenizer=…).")
+        return self.tokenizer
+
+
+def _pretrained(source: str, *, dtype: torch.dtype) -> nn.Module:
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(source, error) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"{source!r} is an encoder-decoder; expected a decoder or an encoder. Load it with transformers and give "
+            "one half: load_lm(model.get_encoder(), tokenizer=…)."
+        )
+    kinds = " ".join(getattr(config, "architectures", None) or ())
+    if "CausalLM" in kinds or "LMHead" in kinds:
+        loader = transformers.AutoModelForCausalLM
+    else:
+        loader = transformers.AutoModelForMaskedLM if "MaskedLM" in kinds else transformers.AutoModel
+    try:
+        return loader.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _not_loaded(source, error) from error
+
+
+def _tokenizer(source: Any) -> Any:
+    if not isinstance(source, str | Path):
+        return source
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded(f"the tokenizer of {source}", error) from error
+
+
+def _not_loaded(source: str, error: Exception) -> InputNotFoundError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputNotFoundError(
+        f"{source!r} could not be loaded: {reason[:400]}. Expected a Hugging Face name or a folder with config.json, "
+        "weights and tokenizer files. Without a network give such a folder, load_lm('path/to/folder'), or run once "
+        "with a network, after which the download is kept in the Hugging Face cache (HF_HOME)."
+    )
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype or torch.float32
+    name = dtype.removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ConfigError(f"dtype={dtype!r} is unknown. {closest(name, _DTYPES)}Choose fp32, bf16 or fp16.")
+    return _DTYPES[name]
+
+
+def _longest_context(module: nn.Module) -> int | None:
+    """How many positions the model has, where its configuration says so."""
+    for holder in (getattr(module, "config", None), getattr(module, "cfg", None)):
+        for field in ("max_position_embeddings", "n_positions", "n_ctx"):
+            value = getattr(holder, field, None)
+            if isinstance(value, int) and value > 0:
+                # RoBERTa counts positions from after its padding id and has that many fewer.
+                offset = getattr(holder, "pad_token_id", None) if _counts_from_padding(module) else None
+                return value - offset - 1 if isinstance(offset, int) else value
+    return None
+
+
+def _counts_from_padding(module: nn.Module) -> bool:
+    return getattr(getattr(module, "config", None), "model_type", "") in {"roberta", "xlm-roberta", "camembert"}
+
+
+def _forward_arguments(module: nn.Module) -> frozenset[str]:
+    """Arguments that the forward call names; a transformer_lens model gets its ids by position."""
+    named = frozenset(inspect.signature(module.forward).parameters)
+    return named - {"input_ids", "use_cache"} if hook_points(module) else named
+
+
+def _padding_id(tokenizer: Any, module: nn.Module) -> int:
+    """An id to stand where the mask is 0: any that the vocabulary has will do."""
+    for holder in (tokenizer, getattr(module, "config", None)):
+        for field in ("pad_token_id", "eos_token_id"):
+            value = getattr(holder, field, None)
+            if isinstance(value, int) and value >= 0:
+                return value
+    return 0
