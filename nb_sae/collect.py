@@ -1,0 +1,316 @@
+"""Decide what a collection has to do: the request, what is already there, the byte budget.
+
+The work itself is `collect_run`'s.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from nb_sae import store_files as files
+from nb_sae import store_manifest as manifests
+from nb_sae.collect_run import RunOptions, SiteJob, fill
+from nb_sae.decode import Decoder, default_workers, fingerprint, sample_inputs
+from nb_sae.errors import ConfigError, InputError, PathExistsError, StoreError
+from nb_sae.types import HookedModel, Inputs, Prepared, Site, Tokens
+
+SHARD_BYTES = 256 * 1024 * 1024
+"""Of all sites together; two such shares are in memory while the older one is written."""
+MAX_INPUTS_PER_SHARD = 4096
+"""What an interrupt can cost at most, in inputs."""
+IMAGE_SAMPLE, TEXT_SAMPLE = 3, 64
+"""Inputs that are looked at before the work starts."""
+TABLE_BYTES_PER_ROW = 8
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectOptions:
+    """The arguments of `ActivationStore.collect` beside model, inputs, sites and path."""
+
+    tokens: str = "all"
+    dtype: str = "float16"
+    batch_inputs: int | None = None
+    workers: int | None = None
+    inputs_per_shard: int | None = None
+    special_tokens: bool = False
+    overwrite: bool = False
+    progress: bool = True
+
+    def check(self) -> None:
+        """Refuse values that mean nothing.
+
+        Raises:
+            ConfigError: Names the value and what is allowed.
+        """
+        if self.tokens not in get_args(Tokens):
+            raise ConfigError(f"tokens={self.tokens!r} is not one of {', '.join(map(repr, get_args(Tokens)))}.")
+        if self.dtype not in files.DTYPES:
+            raise ConfigError(f"dtype={self.dtype!r} is not one of {', '.join(map(repr, files.DTYPES))}.")
+        for name in ("batch_inputs", "inputs_per_shard"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} is below 1. Leave it out for a default.")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"workers={self.workers} is below 0. Give 0 to decode in this process.")
+
+
+def collect_sites(
+    model: HookedModel, inputs: Inputs, sites: Sequence[Site], folders: Sequence[Path], options: CollectOptions
+) -> None:
+    """Bring a complete store of every site into its folder: open, resume or collect.
+
+    Raises:
+        PathExistsError: A folder holds something that is no store.
+        StoreError: A folder holds a store of another request, or the disk is too small.
+    """
+    options.check()
+    if not len(inputs):
+        raise InputError(f"{inputs.name!r} holds no inputs. Give at least one image or text.")
+    for site in sites:
+        _check_tokens(site, options.tokens)
+    context_tokens = getattr(inputs, "context_tokens", None)
+    prepare = model.preprocessor(inputs.modality, context_tokens=context_tokens)
+    sample = sample_inputs(inputs, prepare, IMAGE_SAMPLE if inputs.modality == "image" else TEXT_SAMPLE)
+    requests = [
+        manifests.Request(
+            model=model.name, revision=model.revision, modality=inputs.modality, site=site, tokens=options.tokens,
+            special_tokens=options.special_tokens, dtype=options.dtype, inputs=len(inputs),
+            keys_sha256=fingerprint(inputs.keys), sample_sha256=sample.sha256, context_tokens=context_tokens,
+        )
+        for site in sites
+    ]  # fmt: skip
+    for folder in folders:
+        _check_folder(folder)
+    if options.overwrite:
+        for folder in folders:
+            if manifests.is_store(folder):
+                manifests.remove_store(folder)
+    batch_inputs = options.batch_inputs or _default_batch(model, inputs.modality)
+    per_input = [rows_per_input(sample.prepared, site, options) for site in sites]
+    shard_inputs = options.inputs_per_shard or _default_shard(per_input, requests, batch_inputs)
+    jobs = [
+        job
+        for request, folder in zip(requests, folders, strict=True)
+        if (job := _job(request, folder, shard_inputs, options)) is not None
+    ]
+    if not jobs:
+        return
+    _one_shard_size(jobs)
+    _announce(jobs, dict(zip((site.name for site in sites), per_input, strict=True)), options)
+    workers = options.workers
+    if workers is None:
+        workers = default_workers(
+            inputs.modality, len(inputs), batch_bytes=sample.bytes_per_input * batch_inputs
+        )  # fmt: skip
+    with _locked([job.folder for job in jobs]):
+        for job in jobs:
+            (job.folder / manifests.PARTIAL).mkdir(exist_ok=True)
+            manifests.remove_temporaries(job.folder)
+            manifests.write_manifest(job.folder, job.manifest)
+        run = RunOptions(batch_inputs=batch_inputs, workers=workers, show=options.progress)
+        fill(model, inputs, Decoder(inputs, prepare), jobs, run)
+    _report_skipped(jobs, inputs)
+
+
+def site_folders(path: Path, names: Sequence[str]) -> list[Path]:
+    """One folder per site below `path`, named after the site as far as file names allow."""
+    folders: list[Path] = []
+    taken: set[str] = set()
+    for name in names:
+        base = re.sub(r"[^A-Za-z0-9._-]", "_", name).strip(".") or "site"
+        folder, again = base, 2
+        while folder.casefold() in taken:
+            folder, again = f"{base}-{again}", again + 1
+        taken.add(folder.casefold())
+        folders.append(path / folder)
+    return folders
+
+
+def rows_per_input(prepared: Sequence[Prepared], site: Site, options: CollectOptions) -> float:
+    """Rows that an input gives on average, from those that were looked at."""
+    counts = [_count_rows(one, site, options) for one in prepared]
+    return sum(counts) / len(counts) if counts else float(site.positions)
+
+
+def _count_rows(one: Prepared, site: Site, options: CollectOptions) -> int:
+    contexts = len(one.tensor)
+    if site.pooled:
+        return contexts
+    if options.tokens == "cls":
+        return contexts * site.prefix_tokens
+    dropped = site.prefix_tokens if options.tokens == "patches" else 0
+    mask = one.keep
+    if one.special is not None and not options.special_tokens:
+        mask = ~one.special if mask is None else mask & ~one.special
+    if mask is not None:
+        return int(mask[:, dropped:].sum())
+    positions = site.positions if site.positions > 1 or one.tensor.dim() != 2 else one.tensor.shape[1]
+    return contexts * (positions - dropped)
+
+
+def _check_tokens(site: Site, tokens: str) -> None:
+    if tokens == "all":
+        return
+    if site.pooled:
+        raise ConfigError(f"Site {site.name!r} has one row per input, so tokens={tokens!r} has no meaning. Use 'all'.")
+    if tokens == "cls" and not site.prefix_tokens:
+        raise ConfigError(f"Site {site.name!r} has no CLS or other prefix token. Use tokens='all' or 'patches'.")
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        if not manifests.is_store(folder) and any(entry.name != _LOCK for entry in folder.iterdir()):
+            raise PathExistsError(
+                f"{folder} exists and is no activation store. Nothing in it was touched; give another path."
+            )
+    elif folder.exists() or folder.is_symlink():
+        raise PathExistsError(f"{folder} exists and is not a folder. Give another path.")
+
+
+def _default_batch(model: HookedModel, modality: str) -> int:
+    on_gpu = model.device.type != "cpu"
+    if modality == "image":
+        return 256 if on_gpu else 64
+    return 128 if on_gpu else 32
+
+
+def _default_shard(per_input: Sequence[float], requests: Sequence[manifests.Request], batch_inputs: int) -> int:
+    bytes_per_input = sum(
+        rows * request.site.width * files.DTYPES[request.dtype].itemsize
+        for rows, request in zip(per_input, requests, strict=True)
+    )
+    wanted = min(int(SHARD_BYTES / max(bytes_per_input, 1)), MAX_INPUTS_PER_SHARD)
+    return max(wanted // batch_inputs, 1) * batch_inputs
+
+
+def _job(request: manifests.Request, folder: Path, shard_inputs: int, options: CollectOptions) -> SiteJob | None:
+    """What is left to do for a site; None if its store is complete."""
+    if not manifests.is_store(folder):
+        return SiteJob(folder, request.site, manifests.Manifest(request=request, inputs_per_shard=shard_inputs))
+    there = manifests.read_manifest(folder)
+    differences = there.request.differences(request)
+    if differences:
+        raise StoreError(
+            f"{folder} already holds a store of another request: {'; '.join(differences)}. "
+            "Give another path, or overwrite=True to replace it."
+        )
+    if there.complete:
+        manifests.remove_partial(folder)
+        _say(options, f"{folder} already holds this store ({there.rows:,} rows): opened, nothing was collected.")
+        return None
+    if options.inputs_per_shard not in (None, there.inputs_per_shard):
+        raise StoreError(
+            f"{folder} was begun with inputs_per_shard={there.inputs_per_shard}, {options.inputs_per_shard} is asked "
+            "for. Leave it out to resume, or give overwrite=True to begin again."
+        )
+    parts = {number: part for number, part in manifests.read_parts(folder).items() if number < there.shard_count}
+    return SiteJob(folder, request.site, there, parts)
+
+
+def _one_shard_size(jobs: Sequence[SiteJob]) -> None:
+    sizes = {job.manifest.inputs_per_shard for job in jobs}
+    if len(sizes) == 1:
+        return
+    begun = [job for job in jobs if job.parts]
+    if len({job.manifest.inputs_per_shard for job in begun}) > 1:
+        raise StoreError(
+            f"{', '.join(str(job.folder) for job in begun)} were begun with different inputs_per_shard. "
+            "Collect them one by one, or give overwrite=True."
+        )
+    size = (begun or jobs)[0].manifest.inputs_per_shard
+    for job in jobs:
+        job.manifest = manifests.Manifest(request=job.manifest.request, inputs_per_shard=size)
+
+
+def _announce(jobs: Sequence[SiteJob], per_input: dict[str, float], options: CollectOptions) -> None:
+    """Say what it will take, and refuse if the disk lacks it."""
+    need = 0.0
+    for job in jobs:
+        request, done = job.manifest.request, len(job.parts)
+        rows, item = per_input[job.site.name], files.DTYPES[request.dtype].itemsize
+        about = "about " if request.modality == "text" else ""
+        size = request.inputs * rows * job.site.width * item
+        resumed = f"; resuming after {done} of {job.manifest.shard_count} shards" if done else ""
+        _say(
+            options,
+            f"{job.site.name} of {request.model}, {request.dtype}: {request.inputs:,} {request.modality}s × "
+            f"{about}{rows:,.4g} row{'' if rows == 1 else 's'} × {job.site.width:,} × {item} bytes = "
+            f"{about}{readable_bytes(size)} in {job.folder}{resumed}",
+        )
+        left = 1 - done / max(job.manifest.shard_count, 1)
+        need += left * (size + request.inputs * rows * TABLE_BYTES_PER_ROW)
+    free = free_bytes(jobs[0].folder)
+    if need > free:
+        raise StoreError(
+            f"Collecting needs {readable_bytes(need)} on the disk of {jobs[0].folder}, {readable_bytes(free)} are "
+            "free. Free some space, take fewer inputs or sites, or tokens='cls'."
+        )
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the disk that a path lies on, or will lie on."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def readable_bytes(size: float) -> str:
+    """A size for a reader."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def _report_skipped(jobs: Sequence[SiteJob], inputs: Inputs) -> None:
+    for job in jobs:
+        skipped = {one: reason for part in job.parts.values() for one, reason in part.skipped.items()}
+        if skipped:
+            shown = "; ".join(f"{inputs.keys[one]!r}: {skipped[one]}" for one in sorted(skipped)[:3])
+            more = " …" if len(skipped) > 3 else ""
+            print(
+                f"{job.site.name}: {len(skipped):,} of {len(inputs):,} inputs were skipped (all in store.skipped): "
+                f"{shown}{more}"
+            )
+
+
+def _say(options: CollectOptions, text: str) -> None:
+    if options.progress:
+        print(text)
+
+
+@contextmanager
+def _locked(folders: Sequence[Path]) -> Iterator[None]:
+    """Keep a second process from filling the same folders. A killed process holds no lock."""
+    held: list[Any] = []
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.append((folder / _LOCK).open("w"))
+            if os.name == "posix":
+                import fcntl
+
+                try:
+                    fcntl.lockf(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise StoreError(
+                        f"Another process is collecting into {folder}. Wait for it, or give another path."
+                    ) from None
+                except OSError:
+                    continue  # a file system without locks
+        yield
+    finally:
+        for file in held:
+            file.close()
+            with suppress(OSError):
+                Path(file.name).unlink()
