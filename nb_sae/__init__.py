@@ -5,7 +5,9 @@ The public names are resolved when they are first used, so that `import nb_sae` 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -16,6 +18,7 @@ _HOME = {
     "capture": "nb_sae.hooks:capture",
     "intervene": "nb_sae.hooks:intervene",
     "Edit": "nb_sae.types:Edit",
+    "types": "nb_sae.types",
     "load_clip": "nb_sae.models.clip:load_clip",
     "load_lm": "nb_sae.models.lm:load_lm",
     "images": "nb_sae.data.images:images",
@@ -43,6 +46,7 @@ __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 if TYPE_CHECKING:
     from nb_sae import errors as errors
     from nb_sae import plots as plots
+    from nb_sae import types as types
     from nb_sae.analysis.bundle import Analysis as Analysis
     from nb_sae.analysis.quality import pca_quality as pca_quality
     from nb_sae.analysis.scan import analyze as analyze
@@ -83,3 +87,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(set(__all__) | set(globals()))
+
+
+class _Package(ModuleType):
+    """Keeps `ns.report` and `ns.doctor` the functions: importing a submodule of that name would replace them."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and ":" in _HOME.get(name, "")):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

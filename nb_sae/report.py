@@ -1,0 +1,178 @@
+"""An executed notebook as one HTML file that needs no kernel and no network, and as a notebook that GitHub shows."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import nbformat
+
+from nb_sae.errors import ConfigError, PathExistsError, ReportError
+from nb_sae.reporting.markup import Markup
+from nb_sae.reporting.page import CodeShown, PageOptions, build_page
+from nb_sae.reporting.pictures import Treatment
+from nb_sae.reporting.run import Step, Stop, execute, print_steps, read_notebook, with_parameters
+from nb_sae.reporting.shareable import shareable
+from nb_sae.reporting.text import Scrubber
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written."""
+
+    html: Path
+    notebook: Path
+    """The notebook beside it, without widget state."""
+    stop: Stop | None
+    """Why the execution ended early; None if it did not."""
+    seconds: float
+
+
+def report(
+    notebook: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    execute: bool = False,
+    parameters: Mapping[str, Any] | None = None,
+    images: Treatment = "keep",
+    code: CodeShown = "show",
+    title: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    overwrite: bool = True,
+    progress: bool = True,
+) -> Path:
+    """Write a notebook as one self-contained HTML file, and beside it an `.ipynb` that GitHub shows.
+
+    The page makes no network request; dashboards work in it without a kernel, each script is stored once.
+    Local paths, user and host names are taken out of both files.
+
+    Args:
+        notebook: An `.ipynb` file. It is left as it is.
+        out: Where the HTML goes; the notebook's name with `.html` beside it if not given. The shareable notebook
+            gets the same name with `.ipynb`, or `.shared.ipynb` where that would be the input itself.
+        execute: Run it first, in this Python. Widget state is stored; what it holds already is discarded.
+        parameters: Values for names assigned in the cell tagged `parameters`. Needs `execute=True`.
+        images: "keep", "blur", or "remove" (grey boxes of the same size): every picture, those inside dashboards too.
+        code: "show", "fold" (each cell opens on a click) or "hide".
+        title: Instead of the notebook's first heading.
+        folder: Working directory of the execution; the notebook's own folder if not given.
+        overwrite: Whether existing files may be replaced.
+        progress: Print one line per executed cell.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        InputNotFoundError: There is no such notebook.
+        FormatError: The file is not a notebook, or not in Python.
+        PathExistsError: `out` exists and `overwrite` is False.
+        ConfigError: An option or a parameter is not one of the known ones.
+        ReportError: The notebook failed while it was executed. The report was written and shows the failure and
+            what came before; the message says where it lies.
+        KeyboardInterrupt: The execution was interrupted. The report of what was executed was written.
+    """
+    made = make_report(
+        notebook,
+        out,
+        run=execute,
+        parameters=parameters,
+        images=images,
+        code=code,
+        title=title,
+        folder=folder,
+        overwrite=overwrite,
+        on_step=print_steps if progress else None,
+    )
+    if made.stop is not None and made.stop.interrupted:
+        raise KeyboardInterrupt(f"The execution was interrupted. What was executed is in {made.html}.")
+    if made.stop is not None:
+        raise ReportError(
+            f"Cell {made.stop.cell + 1} of {notebook} failed: {made.stop.reason}. "
+            f"The report shows the failure and what came before: {made.html}"
+        )
+    return made.html
+
+
+def make_report(
+    notebook: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    run: bool = False,
+    parameters: Mapping[str, Any] | None = None,
+    images: Treatment = "keep",
+    code: CodeShown = "show",
+    title: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    overwrite: bool = True,
+    on_step: Callable[[Step], None] | None = None,
+) -> Report:
+    """Like `report`, but a failed or interrupted execution is part of the result and raises nothing."""
+    started = time.perf_counter()
+    source = Path(notebook)
+    _check_option("images", images, get_args(Treatment))
+    _check_option("code", code, get_args(CodeShown))
+    if parameters and not run:
+        raise ConfigError("parameters= needs execute=True: they change what is computed, not how it is shown.")
+    read = read_notebook(source)
+    page_path, shared_path = _targets(source, out, overwrite)
+    where = Path(folder) if folder is not None else source.resolve().parent
+    stop: Stop | None = None
+    if run:
+        if parameters:
+            read = with_parameters(read, parameters)
+        read, stop = execute(read, folder=where, on_step=on_step)
+    scrub = Scrubber(where)
+    if stop is not None:
+        stop = Stop(stop.cell, scrub(stop.reason), stop.interrupted)
+    markup = Markup(source.resolve().parent, scrub, images)
+    options = PageOptions(name=source.stem, title=title, code=code, stop=stop, executed=run)
+    page = build_page(read, markup, options)
+    shared = nbformat.writes(shareable(read, scrub, images))
+    write_atomically(page_path, page)
+    write_atomically(shared_path, shared if shared.endswith("\n") else shared + "\n")
+    return Report(page_path, shared_path, stop, time.perf_counter() - started)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file or leave what was there. Characters that UTF-8 cannot hold become U+FFFD."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as sink:
+            sink.write(encoded)
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # mkstemp makes files that only the owner may read
+        Path(name).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(name).unlink()
+        raise
+
+
+def _targets(source: Path, out: str | os.PathLike[str] | None, overwrite: bool) -> tuple[Path, Path]:
+    """Paths of the page and of the notebook beside it."""
+    page = Path(out) if out is not None else source.with_suffix(".html")
+    if page.is_dir():
+        page = page / f"{source.stem}.html"
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"out={str(page)!r} does not end in .html. Give a path such as {page.name}.html.")
+    shared = page.with_suffix(".ipynb")
+    if shared.resolve() == source.resolve():
+        shared = page.with_suffix(".shared.ipynb")
+    for path in (page, shared):
+        if path.exists() and not overwrite:
+            raise PathExistsError(f"{path} exists already. Give another out=, or overwrite=True.")
+    return page, shared
+
+
+def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(repr, known))}.")
