@@ -35,7 +35,7 @@ def load_parts(model: str, pretrained: str | None, *, device: torch.device, prec
     """Build the model that `load_clip` was asked for by a string.
 
     Raises:
-        ConfigError: Unknown name, tag or precision; an architecture without weights; mismatched activation function.
+        ConfigError: Unknown name, tag or precision; an architecture without weights, or with weights of another activation function.
         InputNotFoundError: A folder or checkpoint is missing, or the weights cannot be downloaded.
         InputError: A folder or checkpoint cannot be read as this model.
     """
@@ -110,16 +110,18 @@ def _from_name(model: str, pretrained: str | None, *, device: torch.device, prec
         )
     settings = get_pretrained_cfg(model, pretrained)
     if settings:
+        # The tag knows what its weights were trained with; the plain architecture of that name computes GELU.
         quick = bool(settings.get("quick_gelu"))
-        if not quick and (open_clip.get_model_config(model) or {}).get("quick_gelu"):
-            raise ConfigError(
-                f"The weights {pretrained!r} were trained with GELU and {model!r} computes QuickGELU, which shifts "
-                f"every activation. Use load_clip({model.replace('-quickgelu', '')!r}, pretrained={pretrained!r})."
-            )
         name = f"{model}/{pretrained}"
         return _build(model, pretrained, name=name, device=device, precision=precision, quick_gelu=quick)
     checkpoint = Path(pretrained).expanduser()
     if not checkpoint.is_file():
+        plain = model.removesuffix("-quickgelu")
+        if plain != model and get_pretrained_cfg(plain, pretrained):
+            raise ConfigError(
+                f"{pretrained!r} belongs to {plain!r} and was trained with GELU; {model!r} computes QuickGELU, which "
+                f"would shift every activation. Use load_clip({plain!r}, pretrained={pretrained!r})."
+            )
         looks_like_path = len(checkpoint.parts) > 1 or checkpoint.suffix
         problem = f"{pretrained!r} is neither a tag of {model!r} nor a file. {closest(pretrained, tags)}"
         advice = f"Its tags are {', '.join(tags) or 'none'}; or give the path of a checkpoint."
