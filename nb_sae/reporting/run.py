@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import zmq
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -24,6 +25,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 from traitlets import default
+from traitlets.config import Config
 
 from nb_sae.errors import ConfigError, FormatError, InputNotFoundError, ReportError, closest
 from nb_sae.reporting.text import joined
@@ -153,10 +155,18 @@ class _ThisPython(KernelSpecManager):
         )
 
 
-class _ThisPythonManager(AsyncKernelManager):
+class ThisPythonManager(AsyncKernelManager):
+    """Starts the interpreter that runs now. Not private: a section of a traitlets config has no leading underscore."""
+
     @default("kernel_spec_manager")
     def _kernel_spec_manager_default(self) -> KernelSpecManager:
         return _ThisPython(parent=self)
+
+
+def _manager_config() -> Config:
+    """Encrypted sockets where this Jupyter knows them: ipykernel warns about plain ones."""
+    known = "transport_encryption" in AsyncKernelManager.class_trait_names() and zmq.has("curve")
+    return Config({"ThisPythonManager": {"transport_encryption": "auto"}} if known else {})
 
 
 class _StoppedError(Exception):
@@ -179,7 +189,8 @@ class _Run:
             notebook,
             timeout=None,
             kernel_name="python3",
-            kernel_manager_class=_ThisPythonManager,
+            kernel_manager_class=ThisPythonManager,
+            config=_manager_config(),
             store_widget_state=True,
             coalesce_streams=True,
             record_timing=False,

@@ -53,7 +53,8 @@ class Scrubber:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._known = _known_places(folder)
+        self._known = _known_places(folder, deep=True)
+        self._shallow = _known_places(folder, deep=False)
         names = {socket.gethostname(), socket.gethostname().split(".")[0]}
         try:
             names.add(getpass.getuser() + "@")
@@ -63,9 +64,16 @@ class Scrubber:
         self._names = re.compile(rf"(?<!\w)(?:{'|'.join(long)})(?!\w)") if long else None
 
     def known(self, text: str) -> str:
-        """Replace only the places that are known to be local (home, working folder, this Python)."""
+        """Replace only the places that are known to be local (home, working folder, this Python).
+
+        For data, where `/usr` is a token and no path: a place with a single part is left alone.
+        """
+        return self._replace(text, self._known)
+
+    @staticmethod
+    def _replace(text: str, places: list[tuple[re.Pattern[str], str]]) -> str:
         if "/" in text or "\\" in text:
-            for pattern, shown in self._known:
+            for pattern, shown in places:
                 text = pattern.sub(lambda _, shown=shown: shown, text)
         return text
 
@@ -76,7 +84,7 @@ class Scrubber:
         return "".join(part if index % 2 == 0 else f"\x1b[{part}m" for index, part in enumerate(parts))
 
     def _scrub(self, text: str) -> str:
-        text = self.known(_CELL_PATH.sub("cell", text))
+        text = self._replace(self.known(_CELL_PATH.sub("cell", text)), self._shallow)
         if "/" in text:
             text = _UNIX_PATH.sub(lambda found: "…/" + found.group().rstrip("/").rsplit("/", 1)[-1], text)
         if ":" in text and ("\\" in text or "/" in text):
@@ -84,27 +92,35 @@ class Scrubber:
         return self._names.sub("…", text) if self._names else text
 
 
-def _known_places(folder: Path) -> list[tuple[re.Pattern[str], str]]:
-    """Patterns of local folders and what is shown instead, longest folder first."""
-    places: dict[str, str] = {}
-    for base in (folder, Path.cwd()):
-        places.update({str(base.absolute()): "", str(base.resolve()): ""})
+def _known_places(folder: Path, *, deep: bool) -> list[tuple[re.Pattern[str], str]]:
+    """Patterns of local folders and what is shown instead, longest folder first.
+
+    Args:
+        folder: Where the notebook ran.
+        deep: Folders of two parts and more, or those of a single one.
+    """
+    places: dict[str, str] = {str(Path(root).absolute()): "…" for root in (sys.base_prefix, tempfile.gettempdir())}
+    places[sys.prefix] = "…"
     for name, path in sysconfig.get_paths().items():
         if name in {"purelib", "platlib", "stdlib", "platstdlib"}:
             places[path] = "…/" + Path(path).name
-    places.update({str(Path(root).absolute()): "…" for root in (sys.prefix, sys.base_prefix, tempfile.gettempdir())})
     places[str(Path.home())] = "~"
+    for base in (Path.cwd(), folder):
+        places.update({str(base.absolute()): "", str(base.resolve()): ""})
     patterns = []
     for place, shown in sorted(places.items(), key=lambda item: -len(item[0])):
-        if len(place.strip("/\\")) < 3:
+        parts = re.split(r"[\\/]", place.strip("\\/"))
+        if not parts[0] or (len(parts) > 1) != deep:
             continue
-        escaped = re.escape(place).replace(r"\\", r"[\\/]{1,2}")
+        # One part alone may be the end of something else: https://example.org/app.
+        start = "(?:file://)?" if deep else r"(?<![\w.~…/-])(?:file://)?"
         separator = r"[\\/]{1,2}"
+        escaped = start + ("" if place[0] not in "\\/" else separator) + separator.join(map(re.escape, parts))
         if shown:
-            patterns.append((re.compile(rf"(?:file://)?{escaped}(?![\w.-])"), shown))
+            patterns.append((re.compile(rf"{escaped}(?![\w.-])"), shown))
         else:
-            patterns.append((re.compile(rf"(?:file://)?{escaped}{separator}(?=[\w.])"), ""))
-            patterns.append((re.compile(rf"(?:file://)?{escaped}(?![\w.-])"), "."))
+            patterns.append((re.compile(rf"{escaped}{separator}(?=[\w.])"), ""))
+            patterns.append((re.compile(rf"{escaped}(?![\w.-])"), "."))
     return patterns
 
 

@@ -94,7 +94,7 @@ class SavedWidgets:
             module = _keep(sources, "module", str(state["_esm"]))
             style = state.get("_css")
             has_style = isinstance(style, str) and style.strip() and not re.match(r"https?://\S+$", style.strip())
-            shown = _pictures_treated(_for_page(state, scrub), model.get("buffers") or [], treatment)
+            shown = _treated(_for_page(state, scrub), model.get("buffers") or [], scrub, treatment)
             models[model_id] = {
                 "module": module,
                 "style": _keep(sources, "style", style) if has_style and isinstance(style, str) else None,
@@ -140,27 +140,44 @@ def _for_page(state: Mapping[str, Any], scrub: Scrubber) -> dict[str, Any]:
     return map_strings(kept, scrub.known)
 
 
-def _pictures_treated(
-    state: dict[str, Any], buffers: list[Any], treatment: Treatment
+def _treated(
+    state: dict[str, Any], buffers: list[Any], scrub: Scrubber, treatment: Treatment
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """State and buffers with every picture in them treated."""
-    kept = [
-        {"path": list(buffer["path"]), "encoding": "base64", "data": "".join(str(buffer["data"]).split())}
-        for buffer in buffers
-        if isinstance(buffer, Mapping) and buffer.get("encoding") == "base64"
-    ]
-    if treatment == "keep":
-        return state, kept
-    state = treat_strings(state, treatment)
-    for buffer in kept:
-        encoded = decode_base64(buffer["data"]) or b""
-        header = f"{buffer['path'][0]}_header" if len(buffer["path"]) == 1 else ""
-        if isinstance(state.get(header), Mapping) and "ends" in state[header]:  # pictures one after the other
-            state[header], changed = replace_thumbs(state[header], encoded, lambda thumb: _changed(thumb, treatment))
-            buffer["data"] = base64.b64encode(changed).decode()
-        elif whole := _changed(encoded, treatment):  # the whole buffer is one picture
-            buffer["data"] = base64.b64encode(whole).decode()
+    """State and buffers with every picture in them treated and no local path in their tables.
+
+    A binary trait `x` is described by the trait `x_header`; see `nb_sae.widgets.wire`.
+    """
+    kept = []
+    state = state if treatment == "keep" else treat_strings(state, treatment)
+    for buffer in buffers:
+        if not isinstance(buffer, Mapping) or buffer.get("encoding") != "base64":
+            continue
+        path, encoded = list(buffer["path"]), decode_base64(str(buffer["data"])) or b""
+        name = f"{path[0]}_header" if len(path) == 1 else ""
+        header = state.get(name)
+        if isinstance(header, Mapping) and "tables" in header:
+            encoded = _without_paths(header, encoded, scrub)
+        elif treatment != "keep" and isinstance(header, Mapping) and "ends" in header:  # pictures, one after the other
+            state[name], encoded = replace_thumbs(header, encoded, lambda thumb: _changed(thumb, treatment))
+        elif treatment != "keep":
+            encoded = _changed(encoded, treatment) or encoded  # the whole buffer may be one picture
+        kept.append({"path": path, "encoding": "base64", "data": base64.b64encode(encoded).decode()})
     return state, kept
+
+
+def _without_paths(header: Mapping[str, Any], block: bytes, scrub: Scrubber) -> bytes:
+    """A block of tables whose strings hold no local path; every offset stays, spaces fill what becomes shorter."""
+    changed = bytearray(block)
+    for table in header["tables"].values():
+        for column in table["columns"]:
+            if column["dtype"] != "json":
+                continue
+            start, end = column["offset"], column["offset"] + column["length"]
+            values = map_strings(json.loads(block[start:end]), scrub.known)
+            text = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+            if len(text) <= end - start:
+                changed[start:end] = text.ljust(end - start)
+    return bytes(changed)
 
 
 def _changed(encoded: bytes, treatment: Treatment) -> bytes:
