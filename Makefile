@@ -59,7 +59,7 @@ types: $(DEV_STAMP) ## basedpyright
 	$(BIN)/basedpyright --pythonpath $(PY)
 
 contracts: $(DEV_STAMP) ## import-linter: who may import whom
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 js: | $(DEV_STAMP) ## TypeScript: format, rules, types and tests
 	$(PY) scripts/build_widgets.py --install-node --npm check test
