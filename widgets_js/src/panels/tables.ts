@@ -1,0 +1,174 @@
+/** The tables of the feature dashboard, with their columns named once. Trait and column names are Python's. */
+
+import { type Numbers, type Table, Thumbs, unpack } from "../core/wire";
+
+export interface About {
+  title: string;
+  site: string;
+  modality: "image" | "text";
+  pooled: boolean;
+  grid: [number, number] | null;
+  prefix_tokens: number;
+  positions: number;
+  rows: number;
+  d_sae: number;
+  budgets: number[];
+  rule: string;
+}
+
+/** Every latent, one row each; row number and latent number are the same. */
+export class Latents {
+  readonly length: number;
+  readonly density: Numbers;
+  readonly active_rows: Numbers;
+  readonly mean: Numbers;
+  readonly max: Numbers;
+  readonly level: Numbers;
+  readonly dead: Numbers;
+  readonly names: (string | null)[] | undefined;
+
+  constructor(table: Table) {
+    this.length = table.rows;
+    this.density = table.numbers("density");
+    this.active_rows = table.numbers("active_rows");
+    this.mean = table.numbers("mean");
+    this.max = table.numbers("max");
+    this.level = table.numbers("level");
+    this.dead = table.numbers("dead");
+    this.names = table.has("name") ? (table.json("name") as (string | null)[]) : undefined;
+  }
+
+  name(latent: number): string | undefined {
+    return this.names?.[latent] ?? undefined;
+  }
+}
+
+export interface Example {
+  /** 0 … 9 from weak to strong, -1 for a top example. */
+  interval: number;
+  rank: number;
+  act: number;
+  token: number;
+  /** Patch or shown token of the peak, -1 where it is none. */
+  at: number;
+  key: string;
+  thumb: string | undefined;
+  width: number;
+  height: number;
+  /** Heat map over the grid (image), or active values (text). */
+  map: Numbers;
+  /** Text: which shown token each value of `map` belongs to. */
+  map_at: Numbers;
+  context?: { start: number; number: number; before: boolean; after: boolean; tokens: string[] };
+}
+
+export interface Card {
+  latent: number;
+  histogram: Numbers;
+  histogram_max: number;
+  /** Upper end of the colours of this card. */
+  scale: number;
+  examples: Example[];
+  /** Some examples, or parts of texts, were left out of the saved view. */
+  partial: boolean;
+}
+
+/** The cards of one message or of the saved view. */
+export class CardSet {
+  readonly #rows: Map<number, number>;
+  readonly #thumbs: Thumbs;
+  readonly #tables: Record<string, Table>;
+
+  constructor(header: unknown, bytes: unknown, thumbsHeader: unknown, thumbs: unknown) {
+    this.#tables = unpack(header, bytes);
+    this.#thumbs = new Thumbs(thumbsHeader, thumbs);
+    this.#rows = new Map([...this.#table("cards").numbers("latent")].map((latent, row) => [latent, row]));
+  }
+
+  has(latent: number): boolean {
+    return this.#rows.has(latent);
+  }
+
+  get size(): number {
+    return this.#rows.size;
+  }
+
+  card(latent: number): Card | undefined {
+    const row = this.#rows.get(latent);
+    if (row === undefined) return undefined;
+    const cards = this.#table("cards");
+    const examples = this.#examples(row);
+    const offered = value(cards, "top_offered", row) + value(cards, "interval_offered", row);
+    return {
+      latent,
+      histogram: cards.list("histogram", row),
+      histogram_max: value(cards, "histogram_max", row),
+      scale: value(cards, "scale", row),
+      examples,
+      partial: examples.length < offered || examples.some(({ context }) => context?.before || context?.after),
+    };
+  }
+
+  dispose(): void {
+    this.#thumbs.dispose();
+  }
+
+  #table(name: string): Table {
+    const table = this.#tables[name];
+    if (!table) throw new Error(`The cards have no table ${name}. Run the cell again and reload the page.`);
+    return table;
+  }
+
+  #examples(card: number): Example[] {
+    const table = this.#table("examples");
+    const owner = table.numbers("card");
+    const inputs = this.#table("inputs");
+    const found: Example[] = [];
+    for (let row = lowerBound(owner, card); row < table.rows && owner[row] === card; row += 1) {
+      const input = value(table, "input", row);
+      const context = this.#context(value(table, "context", row));
+      found.push({
+        interval: value(table, "interval", row),
+        rank: value(table, "rank", row),
+        act: value(table, "act", row),
+        token: value(table, "token", row),
+        at: value(table, "at", row),
+        key: String(inputs.json("key")[input] ?? ""),
+        thumb: this.#thumbs.url(value(inputs, "thumb", input)),
+        width: value(inputs, "width", input),
+        height: value(inputs, "height", input),
+        map: table.list("map", row),
+        map_at: table.list("map_at", row),
+        ...(context ? { context } : {}),
+      });
+    }
+    return found;
+  }
+
+  #context(row: number): Example["context"] {
+    const table = this.#tables.contexts;
+    if (!table || row < 0) return undefined;
+    return {
+      start: value(table, "start", row),
+      number: value(table, "number", row),
+      before: value(table, "before", row) > 0,
+      after: value(table, "after", row) > 0,
+      tokens: table.json("tokens")[row] as string[],
+    };
+  }
+}
+
+function value(table: Table, column: string, row: number): number {
+  return table.numbers(column)[row] ?? Number.NaN;
+}
+
+/** First position in sorted numbers that is not below `wanted`. */
+function lowerBound(sorted: Numbers, wanted: number): number {
+  let [low, high] = [0, sorted.length];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if ((sorted[middle] as number) < wanted) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}

@@ -1,0 +1,150 @@
+/** Examples that are texts: the tokens of a context, coloured by activation, the peak also underlined. */
+
+import { freshId, step } from "../core/a11y";
+import { bdi, h } from "../core/dom";
+import { sig3, visible } from "../core/format";
+import type { Panel, Readout } from "./shared";
+import type { Card, Example } from "./tables";
+
+const BEFORE = 28;
+const AFTER = 14;
+
+export function textsPanel(
+  root: HTMLElement,
+  panel: Panel,
+  card: Card,
+  examples: Example[],
+  readout: Readout,
+): () => void {
+  const list = h("div", { class: "nbs-texts" });
+  const shades: (() => void)[] = [];
+  for (const example of examples) list.append(passage(panel, card, example, readout, shades));
+  root.append(list);
+  return panel.state.on(["scale"], () => {
+    for (const shade of shades) shade();
+  });
+}
+
+/** Which tokens are shown at first: a window around the peak, or all where they are few. */
+export function folded(tokens: number, peak: number): [number, number] {
+  if (peak < 0) return [0, Math.min(tokens, BEFORE + AFTER)];
+  return [Math.max(0, peak - BEFORE), Math.min(tokens, peak + AFTER + 1)];
+}
+
+function passage(panel: Panel, card: Card, example: Example, readout: Readout, shades: (() => void)[]): HTMLElement {
+  const key = visible(example.key);
+  const { context } = example;
+  const head = h("div", { class: "nbs-caption" }, h("b", {}, sig3(example.act)), bdi(key, "nbs-key"));
+  const box = h("div", { class: "nbs-passage" }, head);
+  if (!context) {
+    box.append(h("p", { class: "nbs-none" }, "The text of this example is not stored with the analysis."));
+    return box;
+  }
+  const line = h("div", {
+    class: "nbs-tokens",
+    role: "listbox",
+    tabindex: "0",
+    dir: "auto",
+    "aria-label": `${key}, activation ${sig3(example.act)}; arrow keys move among the tokens`,
+  });
+  box.append(line);
+  const values = new Map([...example.map_at].map((at, number) => [at, example.map[number] ?? 0]));
+  if (example.at >= 0) values.set(example.at, example.act);
+  const draw = (from: number, to: number) => fill(line, panel, card, example, values, [from, to], draw);
+  const [from, to] = folded(context.tokens.length, example.at);
+  draw(from, to);
+  shades.push(() => shade(line, panel, card, example));
+  attend(line, panel, example, values, readout);
+  return box;
+}
+
+function fill(
+  line: HTMLElement,
+  panel: Panel,
+  card: Card,
+  example: Example,
+  values: Map<number, number>,
+  [from, to]: [number, number],
+  draw: (from: number, to: number) => void,
+): void {
+  const context = example.context as NonNullable<Example["context"]>;
+  const parts: Node[] = [];
+  if (from > 0) parts.push(more(`… ${from} before`, () => draw(0, to)));
+  else if (context.before) parts.push(h("span", { class: "nbs-cut" }, "…"));
+  for (let at = from; at < to; at += 1) parts.push(token(context.tokens[at] ?? "", at, example, values));
+  const rest = context.tokens.length - to;
+  if (rest > 0) parts.push(more(`${rest} after …`, () => draw(from, context.tokens.length)));
+  else if (context.after) parts.push(h("span", { class: "nbs-cut" }, "…"));
+  line.replaceChildren(...parts);
+  shade(line, panel, card, example);
+}
+
+function token(text: string, at: number, example: Example, values: Map<number, number>): HTMLElement {
+  const value = values.get(at) ?? 0;
+  const shown = visible(text);
+  const element = h("span", { class: "nbs-token", role: "option", "data-at": at, "aria-selected": "false" }, shown);
+  element.setAttribute("aria-label", `${shown.trim() || "space"}, ${sig3(value)}`);
+  if (value > 0) element.dataset.value = String(value);
+  if (at === example.at) element.classList.add("nbs-strongest");
+  return element;
+}
+
+function more(text: string, open: () => void): HTMLElement {
+  const button = h("button", { type: "button", class: "nbs-more" }, text);
+  button.addEventListener("click", open);
+  return button;
+}
+
+function shade(line: HTMLElement, panel: Panel, card: Card, example: Example): void {
+  const own = panel.state.get("scale") === "example";
+  const largest = own ? Math.max(example.act, ...example.map) : card.scale;
+  for (const element of line.querySelectorAll<HTMLElement>("[data-value]")) {
+    const share = Math.min(1, Number(element.dataset.value) / (largest || 1));
+    element.style.setProperty("--share", share.toFixed(3));
+  }
+}
+
+/** Values of tokens under the pointer, and under a cursor that the arrow keys move. */
+function attend(
+  line: HTMLElement,
+  panel: Panel,
+  example: Example,
+  values: Map<number, number>,
+  readout: Readout,
+): void {
+  const context = example.context as NonNullable<Example["context"]>;
+  let cursor: HTMLElement | null = null;
+  const say = (element: HTMLElement) => {
+    const at = Number(element.dataset.at);
+    const position = context.number * panel.about.positions + context.start + at;
+    const shown = visible(context.tokens[at] ?? "");
+    readout([`activation ${sig3(values.get(at) ?? 0)}`, `“${shown}”`, `token ${position}`, visible(example.key)]);
+  };
+  const move = (element: HTMLElement | null) => {
+    cursor?.setAttribute("aria-selected", "false");
+    cursor = element;
+    if (!element) return line.removeAttribute("aria-activedescendant");
+    element.setAttribute("aria-selected", "true");
+    element.id ||= freshId("token");
+    line.setAttribute("aria-activedescendant", element.id);
+    say(element);
+  };
+  line.addEventListener("pointerover", (event) => {
+    const element = (event.target as Element).closest<HTMLElement>(".nbs-token");
+    if (element) say(element);
+  });
+  line.addEventListener("focus", () => {
+    move(line.querySelector<HTMLElement>(".nbs-strongest") ?? line.querySelector<HTMLElement>(".nbs-token"));
+  });
+  line.addEventListener("blur", () => move(null));
+  line.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target !== line) return;
+    if (event.key === "ArrowUp" || event.key === "ArrowDown") return;
+    const all = [...line.querySelectorAll<HTMLElement>(".nbs-token")];
+    const next = step(event.key, cursor ? all.indexOf(cursor) : -1, all.length);
+    if (next === undefined) return;
+    event.preventDefault();
+    event.stopPropagation();
+    move(all[next] ?? null);
+  });
+}
