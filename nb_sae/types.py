@@ -85,7 +85,9 @@ class HookedModel(Protocol):
     module: nn.Module
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        ...
 
     def hook_names(self) -> list[str]:
         """Every site that gives rows, in the order of the forward pass."""
@@ -140,7 +142,9 @@ class ActivationSource(Protocol):
     revision: str
 
     @property
-    def d_in(self) -> int: ...
+    def d_in(self) -> int:
+        """Width of a row."""
+        ...
 
     @property
     def rows(self) -> pl.DataFrame:
@@ -158,7 +162,9 @@ class ActivationSource(Protocol):
         """Rows by number, slice or integer array, float32 on the CPU."""
         ...
 
-    def statistics(self) -> RowStatistics: ...
+    def statistics(self) -> RowStatistics:
+        """Mean and spread of all rows."""
+        ...
 
     def batches(
         self, batch_rows: int, *, seed: int, epoch: int = 0, skip: int = 0, device: Any = "cpu"

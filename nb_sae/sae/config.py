@@ -24,7 +24,7 @@ class SAEConfig:
     d_sae: int | None = None
     """Number of latents."""
     budgets: tuple[int, ...] | None = None
-    """Nested k's, ascending: active latents per row. None: chosen from `d_in`, see `default_budgets`. One budget: TopK."""
+    """Nested k's, ascending: active latents per row. None: from `d_in`, see `default_budgets`. One budget: TopK."""
     level_weights: LevelWeights = "uniform"
     """Weight of each budget's loss: "uniform" (UW), "reverse" (RW: the sparsest counts most), or one number each."""
     encoder_scale: float = 0.2
@@ -109,7 +109,7 @@ class TrainConfig:
     """How long and how fast to train. Kept as provenance; not needed to use the result."""
 
     rows: int | None = None
-    """Rows to see in total; the source is repeated if it is shorter. None: one million, or the whole source if longer."""
+    """Rows to see in total; a shorter source is repeated. None: one million, or the whole source if longer."""
     epochs: float | None = None
     """The same in passes over the source; give one of the two."""
     batch_rows: int | None = None
@@ -198,7 +198,7 @@ def _check_budgets(budgets: tuple[int, ...], d_sae: int | None) -> None:
 def _check_weights(weights: LevelWeights, budgets: tuple[int, ...] | None) -> None:
     if isinstance(weights, str):
         if weights not in ("uniform", "reverse"):
-            raise ConfigError(f"level_weights={weights!r} is unknown. Use 'uniform', 'reverse' or one number per budget.")
+            raise ConfigError(f"level_weights={weights!r}: use 'uniform', 'reverse' or one number per budget.")
         return
     if budgets is None or len(weights) != len(budgets):
         raise ConfigError(f"{len(weights)} level_weights for budgets={budgets}. Give budgets and one weight for each.")

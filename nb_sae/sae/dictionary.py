@@ -228,14 +228,14 @@ class Dictionary:
         try:
             tensors = load_file(folder / header["weights"], device=str(device))
         except (OSError, SafetensorError) as error:
-            raise FormatError(f"The weights of {folder} cannot be read ({error}). Save the dictionary again.") from error
+            raise FormatError(
+                f"The weights of {folder} cannot be read ({error}). Save the dictionary again."
+            ) from error
         return cls(
             tensors,
             budgets=None if header["budgets"] is None else tuple(header["budgets"]),
             mean=tensors.get("mean"),
-            **{
-                key: header[key] for key in ("site", "model", "revision", "mean_square_distance", "provenance")
-            },
+            **{key: header[key] for key in ("site", "model", "revision", "mean_square_distance", "provenance")},
         )
 
     def _about(self) -> dict[str, Any]:

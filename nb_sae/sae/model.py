@@ -40,15 +40,11 @@ class SAE(nn.Module):
         """
         return torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc)
 
-    def encode(
-        self, x: Float[Tensor, "batch d_in"], k: int
-    ) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
+    def encode(self, x: Float[Tensor, "batch d_in"], k: int) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
         """The k strongest latents of each row, strongest first, as values and latent numbers."""
         return top_k(self.pre_activations(x), k)
 
-    def decode(
-        self, values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"]
-    ) -> Float[Tensor, "batch d_in"]:
+    def decode(self, values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"]) -> Float[Tensor, "batch d_in"]:
         """Reconstruction from sparse latents."""
         return self.b_dec + decode_sparse(values, indices, self.W_dec)
 

@@ -131,7 +131,7 @@ class Session:
         log_every = max(1, self.train.steps // self.train.log_points)
         label = f"train {self._d_sae:,} latents"
         with (
-            progress_bar(last * self._batch_rows, "rows", label, start=self.rows_seen, disable=not progress) as bar,
+            progress_bar(last * self._batch_rows, "rows", label, initial=self.rows_seen, enabled=progress) as bar,
             _deferred_interrupt() as interrupted,
             _memory_errors(self),
         ):
@@ -193,7 +193,9 @@ class Session:
     def show(self) -> pl.DataFrame:
         """Where it stands: FVU on the last ten logged batches at each budget, as a frame `k, fvu`."""
         recent = self.log.tail(10)
-        values = [float(recent[f"fvu_k{k}"].to_numpy().mean()) if recent.height else float("nan") for k in self._budgets]
+        values = [
+            float(recent[f"fvu_k{k}"].to_numpy().mean()) if recent.height else float("nan") for k in self._budgets
+        ]
         return pl.DataFrame({"k": list(self._budgets), "fvu": values})
 
     def save(self, path: str | os.PathLike[str]) -> Path:

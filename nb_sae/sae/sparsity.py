@@ -35,6 +35,4 @@ def to_dense(
     values: Float[Tensor, "batch k"], indices: Int[Tensor, "batch k"], d_sae: int
 ) -> Float[Tensor, "batch d_sae"]:
     """Sparse latents as a dense matrix; what was not kept is exactly 0."""
-    return torch.zeros(*values.shape[:-1], d_sae, dtype=values.dtype, device=values.device).scatter(
-        -1, indices, values
-    )
+    return torch.zeros(*values.shape[:-1], d_sae, dtype=values.dtype, device=values.device).scatter(-1, indices, values)

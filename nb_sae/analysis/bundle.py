@@ -1,0 +1,121 @@
+"""The tables of one analysis, kept together, and as a folder of Parquet files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import polars as pl
+
+from nb_sae.analysis.schema import CONTEXTS, EXAMPLES, INPUTS, LATENTS, PICTURES, QUALITY
+from nb_sae.errors import FormatError, PathExistsError
+from nb_sae.sae.dictionary import read_json, write_json
+from nb_sae.types import Modality, Site
+
+FORMAT = "nb_sae.analysis"
+VERSION = 1
+_TABLES = {
+    "latents": LATENTS,
+    "examples": EXAMPLES,
+    "quality": QUALITY,
+    "inputs": INPUTS,
+    "pictures": PICTURES,
+    "contexts": CONTEXTS,
+}
+_OPTIONAL = ("pictures", "contexts")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Analysis:
+    """What `analyze` found: polars frames with the columns of `nb_sae.analysis.schema`."""
+
+    latents: pl.DataFrame
+    examples: pl.DataFrame
+    quality: pl.DataFrame
+    inputs: pl.DataFrame
+    pictures: pl.DataFrame | None
+    contexts: pl.DataFrame | None
+    site: Site
+    rows: int
+    """Rows that were read."""
+    budgets: tuple[int, ...]
+    modality: Modality
+    model: str
+    title: str
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.latents.height
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write a folder of Parquet files. It appears under its name in one step, when it is complete.
+
+        Raises:
+            PathExistsError: something is there and `overwrite` is False.
+        """
+        folder = Path(path)
+        if folder.exists() and not overwrite:
+            raise PathExistsError(f"{folder} exists. Choose another path or pass overwrite=True.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for name in _TABLES:
+                frame = getattr(self, name)
+                if frame is not None:
+                    frame.write_parquet(fresh / f"{name}.parquet", compression="zstd")
+            about = {"site": asdict(self.site), "rows": self.rows, "budgets": self.budgets, "modality": self.modality}
+            header = {"format": FORMAT, "version": VERSION, **about, "model": self.model, "title": self.title}
+            write_json(fresh / "analysis.json", header)
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+                folder.replace(old / folder.name)
+                fresh.replace(folder)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                fresh.replace(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Analysis:
+        """Read what `save` wrote.
+
+        Raises:
+            InputNotFoundError: no analysis there.
+            FormatError: another format, a newer version, or a table that does not fit its schema.
+        """
+        folder = Path(path)
+        header = read_json(folder / "analysis.json", FORMAT, VERSION)
+        tables: dict[str, pl.DataFrame | None] = {}
+        for name, schema in _TABLES.items():
+            file = folder / f"{name}.parquet"
+            if name in _OPTIONAL and not file.exists():
+                tables[name] = None
+                continue
+            try:
+                frame = pl.read_parquet(file)
+            except (OSError, pl.exceptions.PolarsError) as error:
+                raise FormatError(f"{file} cannot be read ({error}). Run analyze again.") from error
+            if frame.schema != schema:
+                raise FormatError(f"{file} has columns {frame.schema}; expected {schema}. Run analyze again.")
+            tables[name] = frame
+        site = header["site"]
+        grid = None if site["grid"] is None else tuple(site["grid"])
+        return cls(
+            **tables,  # pyright: ignore[reportArgumentType]
+            site=Site(**{**site, "grid": grid}),
+            rows=header["rows"],
+            budgets=tuple(header["budgets"]),
+            modality=header["modality"],
+            model=header["model"],
+            title=header["title"],
+        )
+
+    def __repr__(self) -> str:
+        alive = self.latents.height - int(self.latents["dead"].sum())
+        return f"Analysis({self.title}: {alive:,} of {self.d_sae:,} latents active on {self.rows:,} rows)"

@@ -1,0 +1,54 @@
+"""How much of the activations a dictionary explains at each budget, and what PCA explains with as many components."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+import torch
+
+from nb_sae.analysis.schema import QUALITY
+from nb_sae.errors import ConfigError, StoreError
+from nb_sae.sae.metrics import RunningQuality
+from nb_sae.types import ActivationSource
+
+PCA = pl.Schema({"k": pl.UInt32, "fvu": pl.Float64, "cosine": pl.Float64})
+
+
+def quality_frame(budgets: Sequence[int], running: RunningQuality, unused: Sequence[float]) -> pl.DataFrame:
+    """The `quality` table."""
+    lines = [
+        {"k": k, **numbers, "rows": running.rows, "unused": never}
+        for k, numbers, never in zip(budgets, running.result(), unused, strict=True)
+    ]
+    return pl.DataFrame(lines, schema=QUALITY)
+
+
+@torch.no_grad()
+def pca_quality(train: ActivationSource, test: ActivationSource, components: Sequence[int]) -> pl.DataFrame:
+    """FVU and cosine on `test` of the first k principal components of `train`: the baseline for every budget k.
+
+    Raises:
+        StoreError: rows of different widths.
+        ConfigError: more components than dimensions.
+    """
+    d_in = train.d_in
+    if test.d_in != d_in:
+        raise StoreError(f"train has width {d_in}, test has width {test.d_in}. Give two parts of one store.")
+    if not components or min(components) < 1 or max(components) > d_in:
+        raise ConfigError(f"components={tuple(components)} must be between 1 and the width {d_in}.")
+    mean = torch.as_tensor(train.statistics().mean, dtype=torch.float64)
+    covariance = torch.zeros(d_in, d_in, dtype=torch.float64)
+    for _, rows in train.chunks(8192):
+        centred = rows.double() - mean
+        covariance += centred.T @ centred
+    basis = torch.linalg.eigh(covariance).eigenvectors.flip(-1)
+    running = RunningQuality(len(components))
+    for _, rows in test.chunks(8192):
+        coordinates = (rows.double() - mean) @ basis
+        parts = [mean + coordinates[:, :k] @ basis[:, :k].T for k in components]
+        running.add(rows, parts, [torch.full((len(rows),), k) for k in components])
+    lines = [
+        {"k": k, "fvu": n["fvu"], "cosine": n["cosine"]} for k, n in zip(components, running.result(), strict=True)
+    ]
+    return pl.DataFrame(lines, schema=PCA)

@@ -1,0 +1,104 @@
+"""plotly figures of the tables. They take frames and give `go.Figure`; nothing here knows torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+import polars as pl
+
+from nb_sae.errors import WidgetError
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+"""Okabe & Ito 2008: tells apart with every common colour vision."""
+BASELINE = "#7f7f7f"
+
+
+def training(log: pl.DataFrame) -> go.Figure:
+    """FVU of each budget against rows seen, from `Session.log`."""
+    _require(log, ("rows",), "training(log)", "session.log")
+    budgets = [name for name in log.columns if name.startswith("fvu_k")]
+    figure = go.Figure()
+    for index, name in enumerate(budgets):
+        figure.add_scatter(
+            x=log["rows"].to_list(),
+            y=log[name].to_list(),
+            name=f"k = {name.removeprefix('fvu_k')}",
+            mode="lines",
+            line={"color": PALETTE[index % len(PALETTE)], "width": 2},
+        )
+    figure.update_yaxes(type="log", title="FVU of the batch")
+    figure.update_xaxes(title="rows seen")
+    return _dressed(figure, "Fraction of variance unexplained while training")
+
+
+def quality(quality: pl.DataFrame, *, pca: pl.DataFrame | None = None) -> go.Figure:
+    """FVU at each budget k, from `analysis.quality`, beside PCA with as many components (`pca_quality`)."""
+    return pareto({"MSAE": quality}, pca=pca)
+
+
+def pareto(qualities: Mapping[str, pl.DataFrame], *, pca: pl.DataFrame | None = None) -> go.Figure:
+    """FVU against k of several dictionaries side by side, on the same rows."""
+    figure = go.Figure()
+    for index, (name, frame) in enumerate(qualities.items()):
+        _require(frame, ("k", "fvu"), "pareto(qualities)", "analysis.quality")
+        figure.add_scatter(
+            x=frame["k"].to_list(),
+            y=frame["fvu"].to_list(),
+            name=name,
+            mode="lines+markers",
+            line={"color": PALETTE[index % len(PALETTE)], "width": 2.5},
+            marker={"size": 9},
+        )
+    if pca is not None:
+        _require(pca, ("k", "fvu"), "pca", "nb_sae.pca_quality(…)")
+        figure.add_scatter(
+            x=pca["k"].to_list(),
+            y=pca["fvu"].to_list(),
+            name="PCA, k components",
+            mode="lines+markers",
+            line={"color": BASELINE, "width": 2, "dash": "dash"},
+            marker={"size": 8, "symbol": "diamond"},
+        )
+    figure.update_xaxes(type="log", title="k, active latents per row", tickvals=_ticks(qualities), ticktext=None)
+    figure.update_yaxes(type="log", title="FVU")
+    return _dressed(figure, "Fraction of variance unexplained at each budget")
+
+
+def density(latents: pl.DataFrame) -> go.Figure:
+    """How many latents are active on which fraction of the rows, from `analysis.latents`."""
+    _require(latents, ("density", "dead"), "density(latents)", "analysis.latents")
+    alive = latents.filter(~pl.col("dead"))
+    logs = alive["density"].log10().to_list()
+    figure = go.Figure(go.Histogram(x=logs, nbinsx=40, marker_color=PALETTE[0]))
+    dead = latents.height - alive.height
+    figure.update_xaxes(title="density, fraction of rows (powers of ten)", tickprefix="10<sup>", ticksuffix="</sup>")
+    figure.update_yaxes(title="latents")
+    return _dressed(figure, f"Density of {alive.height:,} active latents ({dead:,} dead)")
+
+
+def _ticks(qualities: Mapping[str, pl.DataFrame]) -> list[int]:
+    return sorted({k for frame in qualities.values() for k in frame["k"].to_list()})
+
+
+def _dressed(figure: go.Figure, title: str) -> go.Figure:
+    """One look for every figure: no background of its own, so that it sits on a light or a dark page."""
+    figure.update_layout(
+        title={"text": title, "x": 0.0, "xanchor": "left", "font": {"size": 16}},
+        template="plotly_white",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#808890"},
+        height=380,
+        margin={"l": 64, "r": 16, "t": 48, "b": 48},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+    )
+    figure.update_xaxes(gridcolor="rgba(128,136,144,0.25)", linecolor="rgba(128,136,144,0.6)", zeroline=False)
+    figure.update_yaxes(gridcolor="rgba(128,136,144,0.25)", linecolor="rgba(128,136,144,0.6)", zeroline=False)
+    return figure
+
+
+def _require(frame: pl.DataFrame, columns: tuple[str, ...], what: str, source: str) -> None:
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise WidgetError(f"{what} was given a frame without {', '.join(missing)}; expected {source}.")
