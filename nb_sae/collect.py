@@ -19,6 +19,7 @@ from nb_sae import store_manifest as manifests
 from nb_sae.collect_run import RunOptions, SiteJob, fill
 from nb_sae.decode import Decoder, default_workers, fingerprint, sample_inputs
 from nb_sae.errors import ConfigError, InputError, PathExistsError, StoreError
+from nb_sae.store_rows import readable_bytes
 from nb_sae.types import HookedModel, Inputs, Prepared, Site, Tokens
 
 SHARD_BYTES = 256 * 1024 * 1024
@@ -167,7 +168,7 @@ def _check_tokens(site: Site, tokens: str) -> None:
 
 def _check_folder(folder: Path) -> None:
     if folder.is_dir():
-        if not manifests.is_store(folder) and any(entry.name != _LOCK for entry in folder.iterdir()):
+        if not manifests.is_store(folder) and not manifests.is_free(folder):
             raise PathExistsError(
                 f"{folder} exists and is no activation store. Nothing in it was touched; give another path."
             )
@@ -261,15 +262,6 @@ def free_bytes(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
-
-
-def readable_bytes(size: float) -> str:
-    """A size for a reader."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
 
 
 def _report_skipped(jobs: Sequence[SiteJob], inputs: Inputs) -> None:

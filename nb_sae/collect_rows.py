@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nb_sae.decode import DecodedBatch
 from nb_sae.errors import NonFiniteError, NotEnoughMemoryError, ShapeError
-from nb_sae.types import HookedModel, Site
+from nb_sae.types import HookedModel, Modality, Site
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def capture_batch(
     batch: DecodedBatch,
     sites: Sequence[Site],
     *,
-    modality: str,
+    modality: Modality,
     tokens: str,
     special_tokens: bool,
     dtype: torch.dtype,
@@ -114,7 +114,7 @@ def capture_batch(
         pixels_or_ids = batch.tensor[part]
         try:
             with torch.no_grad():
-                seen = model.capture_rows(pixels_or_ids, [site.name for site in sites], modality)  # pyright: ignore[reportArgumentType]
+                seen = model.capture_rows(pixels_or_ids, [site.name for site in sites], modality)
         except torch.OutOfMemoryError as error:
             raise NotEnoughMemoryError(
                 f"{model.name} ran out of GPU memory on a batch of {len(pixels_or_ids)} "

@@ -97,7 +97,7 @@ def _run(
         for (shard, _), batch in zip(schedule, batches, strict=True):
             active = [job for job in jobs if shard not in job.parts]
             pending = capture_batch(
-                model, batch, [job.site for job in active], modality=request.modality, tokens=request.tokens,
+                model, batch, [job.site for job in active], modality=inputs.modality, tokens=request.tokens,
                 special_tokens=request.special_tokens, dtype=files.DTYPES[request.dtype],
                 contexts_per_forward=options.batch_inputs,
             )  # fmt: skip

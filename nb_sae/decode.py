@@ -114,7 +114,7 @@ def _reason(error: Exception) -> str:
     return text[:_REASON_LENGTH]
 
 
-def _as_it_is(batch: DecodedBatch) -> DecodedBatch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -136,21 +136,39 @@ def decoded(decoder: Decoder, ranges: Sequence[range], *, workers: int, pin: boo
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
         batches = iter(loader)
     try:
-        yield batches
+        yield _naming_lost_workers(batches, workers)
     except RuntimeError as error:
         # torch raises this from a signal handler, so it may come out of any line of the block.
         if "DataLoader worker" not in str(error):
             raise
-        raise StoreError(
-            f"A worker process that decodes inputs died ({str(error).splitlines()[0]}). Most often it was out of "
-            "memory or of shared memory. Finished shards are kept: call collect again with the same arguments and "
-            f"workers=0 (it was {workers})."
-        ) from error
+        raise _worker_died(error, workers) from error
     finally:
         # An exception's traceback would keep the iterator, and with it the processes, alive in a notebook.
         shutdown = getattr(batches, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
+
+
+def _naming_lost_workers(batches: Iterator[DecodedBatch], workers: int) -> Iterator[DecodedBatch]:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (OSError, EOFError) as error:
+            if not workers:
+                raise
+            # The batch was announced, and its memory went with the process that held it.
+            raise _worker_died(error, workers) from error
+        yield batch
+
+
+def _worker_died(error: Exception, workers: int) -> StoreError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return StoreError(
+        f"A worker process that decodes inputs died ({reason}). Most often it was out of memory or of shared memory. "
+        f"Finished shards are kept: call collect again with the same arguments and workers=0 (it was {workers})."
+    )
 
 
 def _context(decoder: Decoder) -> Any:

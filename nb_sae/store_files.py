@@ -94,7 +94,7 @@ def write_rows(path: Path, chunks: Sequence[Tensor], *, d_in: int, dtype: torch.
 
 def _bytes_of(chunk: Tensor) -> memoryview:
     flat = chunk.contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -210,10 +210,10 @@ def map_tensor(path: Path, name: str | None = None) -> Tensor:
             f"{path} holds {len(flat)} tensors of two dimensions, expected one. Name it with tensor=…; "
             f"there are: {', '.join(sorted(entries)) or 'none'}."
         )
-    name = next(iter(flat)) if name is None else name
-    if name not in flat:
-        raise FormatError(f"{path} has no 2-D tensor {name!r}; there are: {', '.join(sorted(flat)) or 'none'}.")
-    return _map_entry(path, name, flat[name], 8 + length)
+    chosen = next(iter(flat)) if name is None else name
+    if chosen not in flat:
+        raise FormatError(f"{path} has no 2-D tensor {chosen!r}; there are: {', '.join(sorted(flat)) or 'none'}.")
+    return _map_entry(path, chosen, flat[chosen], 8 + length)
 
 
 def _map_entry(path: Path, name: str, entry: dict[str, Any], start: int) -> Tensor:

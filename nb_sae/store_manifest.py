@@ -32,9 +32,8 @@ ROWS_SCHEMA = pl.Schema({"input_id": pl.UInt32, "token": pl.UInt32})
 INPUTS_SCHEMA = pl.Schema({"input_id": pl.UInt32, "key": pl.String, "status": pl.String, "reason": pl.String})
 
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
-_STORE_ENTRY = re.compile(
-    rf"{_SHARD_NAME.pattern}|manifest\.json|(rows|inputs)\.parquet|partial|\.lock|{re.escape(TEMPORARY)}.*"
-)
+_BEFORE_MANIFEST = re.compile(rf"partial|\.lock|{re.escape(TEMPORARY)}.*")
+_STORE_ENTRY = re.compile(rf"{_SHARD_NAME.pattern}|manifest\.json|(rows|inputs)\.parquet|{_BEFORE_MANIFEST.pattern}")
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,11 @@ def is_store(folder: Path) -> bool:
     except ValueError:
         return all(_STORE_ENTRY.fullmatch(entry.name) for entry in folder.iterdir())
     return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a folder is empty but for what a collection leaves that was killed before its first manifest."""
+    return all(_BEFORE_MANIFEST.fullmatch(entry.name) for entry in folder.iterdir())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -261,7 +265,6 @@ def remove_temporaries(folder: Path) -> None:
 
 def remove_store(folder: Path) -> None:
     """Remove the files of a store, and nothing else that lies in its folder."""
-    (folder / MANIFEST).unlink(missing_ok=True)  # first: without it nothing here claims to be a store
     remove_partial(folder)
     remove_temporaries(folder)
     for name in (ROWS_TABLE, INPUTS_TABLE):
@@ -269,6 +272,7 @@ def remove_store(folder: Path) -> None:
     for path in folder.glob("shard-*.safetensors"):
         if _SHARD_NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)  # last: a kill before it leaves a store that can be overwritten
 
 
 def remove_partial(folder: Path) -> None:

@@ -340,3 +340,12 @@ def check_batch_rows(name: str, value: int) -> None:
     """Refuse a number of rows below 1."""
     if value < 1:
         raise ConfigError(f"{name}={value} is below 1. Give the number of rows of a batch or chunk, for example 4096.")
+
+
+def readable_bytes(size: float) -> str:
+    """A size for a reader."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
