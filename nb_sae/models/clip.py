@@ -238,10 +238,10 @@ class ClipModel:
         return (self.logit_scale * unit(pictures, dim=-1) @ unit(embedded, dim=-1).T).softmax(dim=-1)
 
     def _image_forward(self, pixels: Tensor) -> Tensor:
-        return _encode(self.module.encode_image, pixels.to(self.device, _pixel_dtype(self.module)))
+        return _encode(self.module, "encode_image", pixels.to(self.device, _pixel_dtype(self.module)))
 
     def _text_forward(self, ids: Tensor) -> Tensor:
-        return _encode(self.module.encode_text, ids.to(self.device))
+        return _encode(self.module, "encode_text", ids.to(self.device))
 
     def _pixel_batches(self, images: Any, batch: int) -> Iterator[Tensor]:
         if isinstance(images, Tensor):
@@ -287,7 +287,8 @@ class ClipModel:
         return self._text_forward, one.repeat(size, 1)
 
 
-def _encode(method: Callable[..., Tensor], batch: Tensor) -> Tensor:
+def _encode(module: nn.Module, name: str, batch: Tensor) -> Tensor:
+    method: Callable[..., Tensor] = getattr(module, name)
     try:
         return method(batch, normalize=False)
     except TypeError as error:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -19,6 +19,8 @@ from nb_sae.errors import ConfigError, InputError, InputNotFoundError, NbSaeErro
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
 _CONFIG_FILE = "open_clip_config.json"
+_VOCABULARY_FILE = "bpe.txt.gz"
+"""A vocabulary of the model's own, where the folder holds one."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def load_parts(model: str, pretrained: str | None, *, device: torch.device, prec
     """Build the model that `load_clip` was asked for by a string.
 
     Raises:
-        ConfigError: Unknown name, tag or precision; an architecture without weights, or with weights of another activation function.
+        ConfigError: Unknown name, tag or precision; an architecture without weights, or with another one's.
         InputNotFoundError: A folder or checkpoint is missing, or the weights cannot be downloaded.
         InputError: A folder or checkpoint cannot be read as this model.
     """
@@ -56,7 +58,9 @@ def load_parts(model: str, pretrained: str | None, *, device: torch.device, prec
 def default_preprocess(module: nn.Module) -> Callable[[Any], torch.Tensor] | None:
     """The evaluation transform that open_clip recorded in a model it made; None for any other module."""
     settings = getattr(getattr(module, "visual", None), "preprocess_cfg", None)
-    return image_transform_v2(PreprocessCfg(**settings), is_train=False) if settings else None
+    if not settings:
+        return None
+    return cast("Callable[[Any], torch.Tensor]", image_transform_v2(PreprocessCfg(**settings), is_train=False))
 
 
 def _demo(*, device: torch.device, precision: str) -> ClipParts:
@@ -86,11 +90,15 @@ def _from_folder(
             f"{config_file} is not an open_clip configuration: {error!r}; expected model_cfg with text_cfg. "
             "Save the model again with open_clip's push_to_hf_hub.save_for_hf."
         ) from error
-    vocabulary = (text.get("tokenizer_kwargs") or {}).get("bpe_path")
     # open_clip would look for the vocabulary beside the working directory, not beside the configuration.
-    extra = {"bpe_path": str(folder / vocabulary)} if vocabulary else {}
+    vocabulary = folder / ((text.get("tokenizer_kwargs") or {}).get("bpe_path") or _VOCABULARY_FILE)
     return _build(
-        f"{_FOLDER}{folder}", None, name=name or folder.resolve().name, device=device, precision=precision, **extra
+        f"{_FOLDER}{folder}",
+        None,
+        name=name or folder.resolve().name,
+        device=device,
+        precision=precision,
+        vocabulary=vocabulary if vocabulary.is_file() else None,
     )
 
 
@@ -138,7 +146,7 @@ def _build(
     device: torch.device,
     precision: str,
     quick_gelu: bool = False,
-    **tokenizer_settings: Any,
+    vocabulary: Path | None = None,
 ) -> ClipParts:
     try:
         module = open_clip.create_model(
@@ -149,7 +157,8 @@ def _build(
             force_quick_gelu=quick_gelu,
             require_pretrained=True,
         )
-        tokenizer = open_clip.get_tokenizer(model, **tokenizer_settings)
+        extra: dict[str, Any] = {"bpe_path": str(vocabulary)} if vocabulary else {}
+        tokenizer = open_clip.get_tokenizer(model, **extra)
     except NbSaeError:
         raise
     except Exception as error:
@@ -160,14 +169,15 @@ def _build(
 
 def _explained(error: Exception, model: str, pretrained: str | None, name: str) -> NbSaeError:
     reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    reason = reason[:400].rstrip(".")
     local = model.startswith(_FOLDER) or (pretrained is not None and Path(pretrained).expanduser().is_file())
     if local:
         return InputError(
-            f"{name!r} cannot be loaded: {reason[:400]}. Expected weights of exactly this architecture, as safetensors "
+            f"{name!r} cannot be loaded: {reason}. Expected weights of exactly this architecture, as safetensors "
             "or as a torch checkpoint that holds tensors only. Check that configuration and checkpoint belong together."
         )
     return InputNotFoundError(
-        f"{name!r} could not be fetched: {reason[:400]}. Without a network, load what is on disk: "
+        f"{name!r} could not be fetched: {reason}. Without a network, load what is on disk: "
         "load_clip('path/to/folder') with open_clip_config.json and weights, or "
         "load_clip('ViT-B-32', pretrained='path/to/checkpoint.safetensors'); or run once with a network, after which "
         "the download is kept in the Hugging Face cache (HF_HOME)."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +59,10 @@ def load_lm(
         found = _tokenizer(tokenizer) if tokenizer is not None else getattr(module, "tokenizer", None)
         return LanguageModel(module, tokenizer=found, context_tokens=context_tokens, name=name or type(model).__name__)
     if model == "demo":
+        from nb_sae.models.demo import demo_lm_folder
+
         name = name or "demo-lm"
-        model = str(files("nb_sae") / "assets" / "demo_lm")
+        model = demo_lm_folder()
     folder = Path(model).expanduser()
     source = str(folder) if folder.is_dir() else str(model)
     module = _pretrained(source, dtype=_dtype(dtype)).to(choose_device(device))
@@ -230,9 +231,9 @@ def _tokenizer(source: Any) -> Any:
 def _not_loaded(source: str, error: Exception) -> InputNotFoundError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return InputNotFoundError(
-        f"{source!r} could not be loaded: {reason[:400]}. Expected a Hugging Face name or a folder with config.json, "
-        "weights and tokenizer files. Without a network give such a folder, load_lm('path/to/folder'), or run once "
-        "with a network, after which the download is kept in the Hugging Face cache (HF_HOME)."
+        f"{source!r} could not be loaded: {reason[:400].rstrip('.')}. Expected a Hugging Face name or a folder with "
+        "config.json, weights and tokenizer files. Without a network give such a folder, load_lm('path/to/folder'), "
+        "or run once with a network, after which the download is kept in the Hugging Face cache (HF_HOME)."
     )
 
 

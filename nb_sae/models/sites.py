@@ -91,14 +91,13 @@ class SiteTable:
         return self._sites[modality]
 
     def _probe(self, modality: Modality) -> dict[str, Probed]:
-        seen: dict[str, Probed] = {}
-        for size in PROBE_BATCHES:
-            forward, batch = self._towers[modality](size)
+        forward, batch = self._towers[modality](PROBE_BATCHES[0])
+        seen = probe(self._model, forward, batch)
+        if any(len(found.shape) == 3 and found.shape[1] == len(batch) for found in seen.values()):
+            forward, batch = self._towers[modality](PROBE_BATCHES[1])
             again = probe(self._model, forward, batch)
-            # A name that is fine with one batch size and not with another was mistaken once.
-            seen = {name: found if found.problem else again[name] for name, found in seen.items()} or again
-            if not any(len(found.shape) == 3 and found.shape[1] == size for found in again.values()):
-                break
+            # A site that is fine with one batch size and not with the other was mistaken for rows once.
+            seen = {name: found if found.problem else again.get(name, found) for name, found in seen.items()}
         return _with_expected_tokens(seen, batch.shape[1]) if modality == "text" else seen
 
 
