@@ -18,7 +18,7 @@ export function cividis(share: number): Rgb {
 }
 
 /** How opaque a patch is painted: inactive patches only dim the picture, the strongest one covers it. */
-const FAINT = 0.42;
+const FAINT = 0.25;
 
 const TABLE = (() => {
   const table = new Uint8ClampedArray(256 * 4);

@@ -115,8 +115,12 @@ export class VirtualList {
     const { rowHeight } = this.options;
     const height = this.element.clientHeight || 400;
     const top = index * rowHeight;
-    if (top < this.element.scrollTop) this.element.scrollTop = top;
-    else if (top + rowHeight > this.element.scrollTop + height) this.element.scrollTop = top + rowHeight - height;
+    const above = this.element.scrollTop - top;
+    const below = top + rowHeight - this.element.scrollTop - height;
+    // A step scrolls by a row; a jump puts the row in the middle, with its neighbours around it.
+    if (above > 2 * rowHeight || below > 2 * rowHeight) this.element.scrollTop = top - (height - rowHeight) / 2;
+    else if (above > 0) this.element.scrollTop -= above;
+    else if (below > 0) this.element.scrollTop += below;
   }
 
   #later(): void {

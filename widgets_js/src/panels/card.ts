@@ -18,7 +18,10 @@ export function cardPanel(root: HTMLElement, panel: Panel): () => void {
   const foot = h("footer", { class: "nbs-readout", role: "status", "aria-live": "polite" });
   const scroller = h("div", { class: "nbs-scroll" }, head, body);
   root.append(scroller, foot);
-  const readout: Readout = (parts) => foot.replaceChildren(...parts.map((part) => bdi(part)));
+  const readout: Readout = (parts) => {
+    const [first = "", ...rest] = parts;
+    foot.replaceChildren(rest.length ? h("b", {}, bdi(first)) : first, ...rest.map((part) => bdi(part)));
+  };
   let clear = () => {};
   let turn = 0;
 

@@ -55,7 +55,7 @@ function drawIntervals(body: HTMLElement, panel: Panel, card: Card, readout: Rea
     const range = `${sig3((max * interval) / INTERVALS)} – ${sig3((max * (interval + 1)) / INTERVALS)}`;
     const shown = h("div", { class: "nbs-interval-body" });
     const share = `${interval / INTERVALS} – ${(interval + 1) / INTERVALS} of max`;
-    const label = h("div", { class: "nbs-interval-label" }, h("b", {}, range), h("span", {}, share));
+    const label = h("div", {}, h("b", {}, range), h("br"), h("span", {}, share));
     body.append(h("div", { class: "nbs-interval" }, label, shown));
     if (found.length) stops.push(drawExamples(shown, panel, card, found, readout));
     else shown.append(h("p", { class: "nbs-none" }, "none"));

@@ -104,10 +104,10 @@ export function latentsPanel(root: HTMLElement, panel: Panel): () => void {
       list.reset(order.length, position());
       empty.hidden = order.length > 0;
       list.element.hidden = order.length === 0;
-      for (const { key, button } of buttons) {
+      for (const { key, button, arrow } of buttons) {
         const active = key === state.get("sort");
         button.setAttribute("aria-pressed", String(active));
-        button.dataset.order = active ? (state.get("descending") ? "down" : "up") : "";
+        arrow.textContent = active ? (state.get("descending") ? " ↓" : " ↑") : "";
       }
       spoken.say(`${count(order.length)} of ${count(latents.length)} latents`);
     }),
@@ -146,7 +146,13 @@ function checkbox(text: string) {
 
 function headerButtons(header: HTMLElement, { latents, state }: Panel) {
   return COLUMNS.filter(({ key }) => key !== "name" || latents.names).map(({ key, label, title }) => {
-    const button = h("button", { type: "button", class: `nbs-sort nbs-col-${key}`, title: `Sort by ${title}` }, label);
+    const arrow = h("i");
+    const button = h(
+      "button",
+      { type: "button", class: `nbs-sort nbs-col-${key}`, title: `Sort by ${title}` },
+      label,
+      arrow,
+    );
     button.addEventListener("click", () => {
       const again = state.get("sort") === key;
       // Numbers of interest are the large ones; names and numbers of latents read upwards.
@@ -155,7 +161,7 @@ function headerButtons(header: HTMLElement, { latents, state }: Panel) {
       state.set("sort", key);
     });
     header.append(button);
-    return { key, button };
+    return { key, button, arrow };
   });
 }
 
