@@ -60,6 +60,7 @@ export function dashboard(mount: Mount): { render(args: RenderArgs): Disposer } 
         kernelPossible: host?.kernel !== false,
         add: (dispose) => (closed ? dispose() : void disposers.push(dispose)),
       };
+      life.add(keepKeys(el));
       try {
         mount(model, el, life);
         life.add(hideTwin(model.get("twin")));
@@ -69,6 +70,16 @@ export function dashboard(mount: Mount): { render(args: RenderArgs): Disposer } 
       return close;
     },
   };
+}
+
+/**
+ * Keep JupyterLab's one-key commands (`a`, `b`, `d d` change cells) away while the focus is in the dashboard.
+ * The mark must be on the focused element itself: Lab matches it before it looks at what is around it.
+ */
+function keepKeys(el: HTMLElement): Disposer {
+  const mark = ({ target }: FocusEvent) => (target as Element).setAttribute("data-lm-suppress-shortcuts", "true");
+  el.addEventListener("focusin", mark);
+  return () => el.removeEventListener("focusin", mark);
 }
 
 /**
