@@ -11,6 +11,7 @@ from lab import Lab
 from page_log import PageLog
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+_FAILED = pytest.StashKey[bool]()
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCREENS = ROOT / ".screens"
 CHROMIUM_FLAGS = [
@@ -55,9 +56,22 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
     context.close()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Remember a failure, so that `page` can leave a picture of it."""
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
 @pytest.fixture
-def page(context: BrowserContext) -> Page:
-    return context.new_page()
+def page(context: BrowserContext, request: pytest.FixtureRequest, screens: Path) -> Iterator[Page]:
+    page = context.new_page()
+    yield page
+    if request.node.stash.get(_FAILED, False):
+        name = "".join(letter if letter.isalnum() else "-" for letter in request.node.name)
+        page.screenshot(path=screens / f"failed-{name[:80]}.png")
 
 
 @pytest.fixture
@@ -70,6 +84,8 @@ def log(page: Page) -> PageLog:
 def screens() -> Path:
     """Folder for the pictures to be looked at; not in git."""
     SCREENS.mkdir(exist_ok=True)
+    for old in SCREENS.glob("failed-*.png"):
+        old.unlink()
     return SCREENS
 
 

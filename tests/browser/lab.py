@@ -32,6 +32,13 @@ SETTINGS = {
 }
 
 
+# The notebook is read and its kernel answers; keys pressed earlier may be lost.
+_READY = """() => {
+    const notebook = window.jupyterapp?.shell.currentWidget;
+    return notebook?.context?.isReady && notebook.sessionContext?.session?.kernel?.status === 'idle';
+}"""
+
+
 @dataclass(frozen=True)
 class Lab:
     """A running server."""
@@ -106,7 +113,7 @@ class Lab:
         """Open a notebook in a fresh workspace and wait for its cells."""
         page.goto(f"{self.url}/lab/tree/{name}?reset&token={self.token}")
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
-        page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.context?.isReady")
+        page.wait_for_function(_READY, timeout=60_000)
         return LabNotebook(page)
 
 
