@@ -7,6 +7,7 @@ import html
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,14 @@ class Figures:
             return ""
         library = (
             '<script type="application/octet-stream" data-nbsae-plotly data-encoding="gzip+base64">'
-            f"{compressed(_plotly_js())}</script>"
+            f"{_plotly_js()}</script>"
         )
         return "\n".join([*self._data, library])
 
 
+@cache
 def _plotly_js() -> str:
+    """plotly.js as it is stored in a page; compressing it takes a second."""
     spec = find_spec("plotly")
     path = Path(spec.origin).parent / "package_data" / "plotly.min.js" if spec and spec.origin else None
     if path is None or not path.is_file():
@@ -76,7 +79,7 @@ def _plotly_js() -> str:
             "The notebook holds plotly figures, but this Python has no plotly package with plotly.min.js. "
             "Run: pip install plotly"
         )
-    return path.read_text(encoding="utf-8")
+    return compressed(path.read_text(encoding="utf-8"))
 
 
 def _traces(figure: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -182,6 +182,7 @@ class _Run:
         self._labels = cell_labels(notebook)
         self._current, self._started = 0, 0.0
         self._interrupts = 0
+        self._done = threading.Event()
         self._stop: Stop | None = None
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -202,9 +203,10 @@ class _Run:
     def to_the_end(self) -> Stop | None:
         thread = threading.Thread(target=self._work, name="nb-sae-report", daemon=True)
         thread.start()
-        while thread.is_alive():
+        # Not thread.join: in Python 3.11 an interrupt inside it marks a thread that runs as stopped.
+        while not self._done.is_set():
             try:
-                thread.join(0.2)
+                self._done.wait(0.2)
             except KeyboardInterrupt:
                 self._interrupt()
         self._client.set_widgets_metadata()
@@ -227,6 +229,8 @@ class _Run:
             self._stop = Stop(self._current, reason, interrupted=self._interrupts > 0)
         except BaseException as error:  # handed to the thread that waits
             self._error = error
+        finally:
+            self._done.set()
 
     async def _execute(self, environment: dict[str, str]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -243,9 +247,9 @@ class _Run:
 
     def _before(self, cell: NotebookNode, cell_index: int) -> None:
         del cell
-        self._current, self._started = cell_index, time.perf_counter()
         if self._interrupts:
             raise _StoppedError
+        self._current, self._started = cell_index, time.perf_counter()
         self._tell(cell_index)
 
     def _after(self, cell: NotebookNode, cell_index: int, execute_reply: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ import re
 import socket
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ _UNIX_ROOTS = (
     "home|Users|root|tmp|var|private|opt|mnt|media|data|datasets?|work|workspaces?|scratch|srv|content|kaggle|Volumes|"
     "usr|etc|gpfs|nfs|lustre|net|projects?|storage|proc|dev/shm|run|app|builds?|repo|code|src|vol\\w*|s3|efs|fsx|export"
 )
-_UNIX_PATH = re.compile(rf"(?<![\w.~…/-])(?:file://)?/(?:{_UNIX_ROOTS})(?:/{_PATH_CHARACTERS}+)+/?")
+_UNIX_PATH = re.compile(rf"(?<![\w.~…/-])(?:(?:file://)?/(?:{_UNIX_ROOTS})|~)(?:/{_PATH_CHARACTERS}+)+/?")
 _WINDOWS_PATH = re.compile(
     rf"(?<!\w)[A-Za-z]:(?:\\{{1,2}}|/)(?:{_PATH_CHARACTERS}+(?:\\{{1,2}}|/))+{_PATH_CHARACTERS}*"
 )
@@ -99,8 +98,7 @@ def _known_places(folder: Path, *, deep: bool) -> list[tuple[re.Pattern[str], st
         folder: Where the notebook ran.
         deep: Folders of two parts and more, or those of a single one.
     """
-    places: dict[str, str] = {str(Path(root).absolute()): "…" for root in (sys.base_prefix, tempfile.gettempdir())}
-    places[sys.prefix] = "…"
+    places: dict[str, str] = {prefix: "…" for prefix in (sys.base_prefix, sys.prefix)}
     for name, path in sysconfig.get_paths().items():
         if name in {"purelib", "platlib", "stdlib", "platstdlib"}:
             places[path] = "…/" + Path(path).name
@@ -166,7 +164,7 @@ def terminal_lines(text: str) -> str:
         kept = ""
         for piece in line.split("\r"):
             kept = piece if len(piece) >= len(kept) or "\x1b" in kept else piece + kept[len(piece) :]
-        lines.append(re.sub(r"[^\b]\b", "", kept))
+        lines.append(re.sub("[^\x08]\x08", "", kept))
     return "\n".join(lines)
 
 
