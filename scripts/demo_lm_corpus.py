@@ -6,7 +6,7 @@ import ast
 import re
 import tomllib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -96,7 +96,7 @@ def dependency_closure(pyproject: Path) -> list[str]:
     seen: set[str] = set()
     while wanted:
         requirement = wanted.pop()
-        name = re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement).group()).lower()
+        name = re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement.strip())[0]).lower()
         if name in seen or name == "nb-sae" or "extra ==" in requirement or name.startswith(("nvidia-", "cuda-")):
             continue
         try:
@@ -109,8 +109,7 @@ def dependency_closure(pyproject: Path) -> list[str]:
 
 def _distribution_documents(name: str) -> Iterator[Document]:
     distribution = metadata.distribution(name)
-    description = distribution.metadata.get_payload()
-    yield from _text_documents(f"{name} README", description if isinstance(description, str) else "")
+    yield from _text_documents(f"{name} README", str(distribution.metadata.json.get("description", "")))
     for file in sorted(distribution.files or [], key=str):
         place, path = str(file), Path(str(file.locate()))
         if _SKIPPED.search(place) or not path.is_file():
@@ -164,10 +163,10 @@ def _fresh_lines(text: str, seen: set[str]) -> str:
 
 
 def _source(name: str) -> Source:
-    about = metadata.metadata(name)
-    stated = about.get("License-Expression") or about.get("License") or ""
-    if not stated or len(stated) > 60 or "\n" in stated:
-        classifiers: Iterable[str] = about.get_all("Classifier") or []
+    about = metadata.metadata(name).json
+    stated = str(about.get("license_expression") or about.get("license") or "")
+    if stated in ("", "UNKNOWN") or len(stated) > 60 or "\n" in stated:
+        classifiers = about.get("classifier", [])
         stated = ", ".join(c.rsplit(" :: ", 1)[-1] for c in classifiers if c.startswith("License ::")) or "see package"
     return Source(name, metadata.version(name), stated)
 

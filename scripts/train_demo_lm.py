@@ -23,7 +23,7 @@ import torch
 from demo_lm_card import Measured, measure_baselines, write_card
 from demo_lm_corpus import Corpus, collect_corpus
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
 END_OF_TEXT = "<|endoftext|>"
@@ -125,9 +125,9 @@ def build_model(args: argparse.Namespace) -> GPTNeoXForCausalLM:
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
-        attn_implementation="eager",  # 1.4 times as fast as sdpa here: bf16 on the CPU, 128 tokens
     )
-    return GPTNeoXForCausalLM(config).to(args.device)
+    # Eager attention is 1.4 times as fast as sdpa here: bf16 on the CPU, 128 tokens.
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(args.device)
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -43,10 +43,12 @@ def read_source_texts(source: Any, *, field: str | None, keys: str | None) -> Ra
         InputNotFoundError: The path does not exist.
         InputError: The source is of a kind that holds no texts, or something in it is not a string.
     """
-    if isinstance(source, bytes | Mapping) or source is None or isinstance(source, int | float):
-        if isinstance(getattr(source, "column_names", None), Mapping):
-            splits = ", ".join(repr(split) for split in source)
-            raise InputError(f"This dataset has splits ({splits}). Give one of them: dataset[{next(iter(source))!r}].")
+    splits = list(source) if isinstance(source, Mapping) and hasattr(source, "column_names") else []
+    if splits:
+        raise InputError(
+            f"This dataset has splits ({', '.join(map(repr, splits))}). Give one of them: dataset[{splits[0]!r}]."
+        )
+    if source is None or isinstance(source, bytes | Mapping | int | float):
         raise InputError(
             f"Texts cannot be read from {type(source).__name__}. Give a list of strings, a path to a folder or to a "
             ".txt, .md or .jsonl file, a column of a table, or a Hugging Face dataset."
