@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import polars as pl
 from PIL import Image
@@ -12,9 +11,6 @@ from PIL import Image
 from nb_sae.analysis.schema import CONTEXTS, PICTURES
 from nb_sae.errors import InputError
 from nb_sae.types import HookedModel, Inputs, Site
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 WEBP_QUALITY = 82
 
@@ -55,22 +51,16 @@ def contexts_frame(inputs: Inputs, examples: pl.DataFrame, site: Site, model: Ho
     )
     lines = []
     for (input_id,), group in wanted.group_by("input_id", maintain_order=True):
-        ids = _token_ids(prepare(inputs[int(str(input_id))]).tensor)
+        prepared = prepare(inputs[int(str(input_id))])
         for context in group["context"]:
-            strings = model.token_strings(ids[context])
+            ids = prepared.tensor[context]
+            if prepared.keep is not None:
+                ids = ids[: int(prepared.keep[context].nonzero().max()) + 1]
+            strings = model.token_strings(ids.tolist())
             lines.append((input_id, context * site.positions, [_displayable(text) for text in strings]))
     return pl.DataFrame(lines, schema=CONTEXTS, orient="row")
 
 
-def _token_ids(tensor: object) -> list[list[int]]:
-    rows: Iterator[list[int]] = iter(tensor.tolist())  # pyright: ignore[reportAttributeAccessIssue]
-    return list(rows)
-
-
 def _displayable(text: str) -> str:
     """Lone surrogates cannot be written as UTF-8; they are shown as the replacement character."""
-    return text.encode("utf-8", "replace").decode("utf-8") if text.isascii() else _without_surrogates(text)
-
-
-def _without_surrogates(text: str) -> str:
     return "".join("�" if "\ud800" <= char <= "\udfff" else char for char in text)

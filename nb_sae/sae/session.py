@@ -304,8 +304,9 @@ class Session:
         reconstructions = nested_decode(values, indices, sae.W_dec, sae.b_dec, self._budgets)
         errors = level_errors(x, reconstructions)
         loss = (errors * errors.new_tensor(self.config.normalised_weights)).sum()
-        if self.train.aux_weight:
-            dead = self._silent_rows >= self.train.dead_after_rows
+        dead = self._silent_rows >= self.train.dead_after_rows
+        # On a CPU asking costs nothing; on a GPU it would wait for the device, so the loss is 0 there instead.
+        if self.train.aux_weight and (self.device.type != "cpu" or bool(dead.any())):
             k_aux = min(max(1, x.shape[1] // 2), self._d_sae)
             aux = dead_latent_loss(x - reconstructions[-1], pre, sae.W_dec, dead, k_aux)
             loss = loss + self.train.aux_weight * aux
