@@ -149,9 +149,21 @@ class _Writer:
         if self._running is not None:
             self._running.result()
 
+    def _drain(self) -> None:
+        # The one thread works in order, so an empty task ends after all others, also after one whose future an
+        # interrupt took away; Thread.join would take a running thread for a finished one when it is interrupted.
+        self._pool.submit(int).result()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         # What was handed over is still written, so that an interrupt loses no finished shard.
-        self._pool.shutdown(wait=True)
+        try:
+            self._drain()
+        except BaseException:
+            # A second interrupt, or the news of a dead worker: the shard in hand is a matter of seconds.
+            self._drain()
+            raise
+        finally:
+            self._pool.shutdown(wait=False)
         if kind is None:
             self._wait()
 

@@ -143,10 +143,20 @@ def decoded(decoder: Decoder, ranges: Sequence[range], *, workers: int, pin: boo
             raise
         raise _worker_died(error, workers) from error
     finally:
-        # An exception's traceback would keep the iterator, and with it the processes, alive in a notebook.
-        shutdown = getattr(batches, "_shutdown_workers", None)
-        if shutdown is not None:
-            shutdown()
+        _end_workers(batches)
+
+
+def _end_workers(batches: Any) -> None:
+    # An exception's traceback would keep the iterator, and with it the processes, alive in a notebook.
+    shutdown = getattr(batches, "_shutdown_workers", None)
+    if shutdown is None:
+        return
+    try:
+        shutdown()
+    except RuntimeError:
+        # The news of a dead worker may come only now; what it interrupted is finished here.
+        for process in getattr(batches, "_workers", ()):
+            process.terminate()
 
 
 def _naming_lost_workers(batches: Iterator[DecodedBatch], workers: int) -> Iterator[DecodedBatch]:
