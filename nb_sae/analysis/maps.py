@@ -40,8 +40,9 @@ def example_frame(
         dense = to_dense(values, indices, dictionary.d_sae).cpu().numpy()
         id_column, token_column = ids["input_id"].to_numpy(), ids["token"].to_numpy()
         for member, (low, high) in members:
-            maps[member] = dense[low - start : high - start, latents[member]]
-            tokens[member] = token_column[low - first : high - first]
+            # Copies: a view would keep the whole block alive for as long as the example.
+            maps[member] = dense[low - start : high - start, latents[member]].copy()
+            tokens[member] = token_column[low - first : high - first].copy()
             input_ids[member] = id_column[rows[member] - first]
             peaks[member] = token_column[rows[member] - first]
     return chosen.select(
