@@ -211,9 +211,11 @@ def probe(model: Any, forward: Callable[[Tensor], Any], batch: Tensor) -> dict[s
 
     def note(aliases: Sequence[str]) -> Callable[[Any], None]:
         def on_output(output: Any) -> None:
+            tensor = tensor_of(output)
+            four_axes = tensor is not None and tensor.ndim == 4
             for name in aliases:
                 calls[name] = calls.get(name, 0) + 1
-                seen[name] = describe(output, maps=holds_maps(root, name), batches={batch.shape[0]})
+                seen[name] = describe(output, maps=four_axes and holds_maps(root, name), batches={batch.shape[0]})
 
         return on_output
 

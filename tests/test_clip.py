@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 
@@ -264,6 +265,12 @@ def test_preprocessors_are_picklable_and_hold_no_weights(vit):
     assert len(pickle.dumps(vit.preprocessor("image"))) < 10_000
 
 
+def test_a_tokenizer_of_another_model_is_refused():
+    clip = load_clip(CLIP(EMBED, VIT, TEXT | {"vocab_size": 100}), preprocess=transform(), tokenizer=Tokenizer())
+    with pytest.raises(InputError, match=r"vocabulary of 100.*another model"):
+        clip.encode_text(["a face"])
+
+
 def test_hostile_and_empty_captions_are_taken(vit):
     hostile = ["", "<img src=x onerror=1>", "</script>", "\u202egnp", "\ud800 lone", "x" * 5000]
     prepare = vit.preprocessor("text")
@@ -365,6 +372,16 @@ def save_folder(module: nn.Module, folder, text: dict = TEXT, **config) -> None:
     settings = {"model_cfg": {"embed_dim": EMBED, "vision_cfg": VIT, "text_cfg": text} | config}
     (folder / "open_clip_config.json").write_text(json.dumps(settings | {"preprocess_cfg": {"size": PIXELS}}))
     save_file({name: x.contiguous() for name, x in module.state_dict().items()}, folder / "open_clip_model.safetensors")
+
+
+def test_the_vocabulary_in_a_folder_is_the_models(tmp_path, vit):
+    merges = "#version\nf a\nc e</w>\nfa ce</w>"
+    (tmp_path / "bpe.txt.gz").write_bytes(gzip.compress(merges.encode()))
+    save_folder(vit.module, tmp_path, text=TEXT | {"tokenizer_kwargs": {"bpe_path": "bpe.txt.gz"}})
+    clip = load_clip(str(tmp_path), device="cpu")
+    ids = clip.preprocessor("text")("face").tensor[0, :3].tolist()
+    assert ids == [515, 514, 516]  # 512 letters, 3 merges, two marks
+    assert clip.token_strings(ids) == ["<start_of_text>", "face ", "<end_of_text>"]
 
 
 def test_a_local_folder_is_loaded_with_its_name(tmp_path, vit):

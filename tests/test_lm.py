@@ -216,6 +216,11 @@ def test_texts_only(loaded):
         loaded["gpt2"].capture_rows(torch.zeros(2, 5), ["transformer.h.0"], "text")
 
 
+def test_ids_of_another_vocabulary_are_refused(loaded):
+    with pytest.raises(InputError, match=r"Token id 400 is outside the model's vocabulary of 400"):
+        loaded["gpt2"].capture_rows(torch.tensor([[1, VOCABULARY]]), ["transformer.h.0"], "text")
+
+
 def test_windows_hold_every_token_once_in_order(loaded):
     lm = loaded["gpt2"]
     text = " ".join(CORPUS)

@@ -14,7 +14,7 @@ from nb_sae.errors import ConfigError, HookError, InputError, ShapeError
 from nb_sae.hooks import run_to
 from nb_sae.models.clip_loading import default_preprocess, load_parts
 from nb_sae.models.sites import Forward, SiteTable, choose_device, fingerprint, module_device
-from nb_sae.models.tokens import caption_preprocessor, encodable, token_strings
+from nb_sae.models.tokens import caption_preprocessor, check_vocabulary, encodable, token_strings
 from nb_sae.types import Modality, Prepared, Site
 
 _PROBE_PIXELS = 64
@@ -241,6 +241,7 @@ class ClipModel:
         return _encode(self.module, "encode_image", pixels.to(self.device, _pixel_dtype(self.module)))
 
     def _text_forward(self, ids: Tensor) -> Tensor:
+        check_vocabulary(ids, getattr(self.module, "vocab_size", None))
         return _encode(self.module, "encode_text", ids.to(self.device))
 
     def _pixel_batches(self, images: Any, batch: int) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nb_sae.errors import ConfigError, InputError, InputNotFoundError, ShapeError, closest
 from nb_sae.hooks import hook_points, run_to
 from nb_sae.models.sites import SiteTable, choose_device, fingerprint, module_device
-from nb_sae.models.tokens import PADDING, token_strings, window_preprocessor
+from nb_sae.models.tokens import PADDING, check_vocabulary, token_strings, window_preprocessor
 from nb_sae.types import Modality, Prepared, Site
 
 DEFAULT_CONTEXT_TOKENS = 128
@@ -91,6 +91,7 @@ class LanguageModel:
             else context_tokens
         )
         self._arguments = _forward_arguments(module)
+        self._vocabulary = _embeddings(module)
         self._padding_id = _padding_id(tokenizer, module)
         self._sites = SiteTable(self, {"text": self._probe_batch}, text_positions=self.context_tokens)
 
@@ -156,6 +157,7 @@ class LanguageModel:
                 "Prepare texts with preprocessor('text')."
             )
         self._allowed(batch.shape[1])
+        check_vocabulary(batch, self._vocabulary)
         return run_to(self, sites, lambda: self._forward(batch))
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
@@ -266,6 +268,13 @@ def _forward_arguments(module: nn.Module) -> frozenset[str]:
     """Arguments that the forward call names; a transformer_lens model gets its ids by position."""
     named = frozenset(inspect.signature(module.forward).parameters)
     return named - {"input_ids", "use_cache"} if hook_points(module) else named
+
+
+def _embeddings(module: nn.Module) -> int | None:
+    """How many token ids the model has embeddings for, where it says so."""
+    table = getattr(module, "get_input_embeddings", lambda: None)() if not hook_points(module) else None
+    size = getattr(table, "num_embeddings", None)
+    return size if isinstance(size, int) else None
 
 
 def _padding_id(tokenizer: Any, module: nn.Module) -> int:

@@ -121,6 +121,15 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
     return list(_encode(tokenizer, encodable(text), add_special_tokens=False))
 
 
+def check_vocabulary(ids: Tensor, size: object) -> None:
+    """Raise `InputError` for ids that a model has no embedding for; on a GPU they would take the process down."""
+    if isinstance(size, int) and ids.numel() and int(ids.max()) >= size:
+        raise InputError(
+            f"Token id {int(ids.max())} is outside the model's vocabulary of {size}: the texts were prepared with the "
+            "tokenizer of another model. Load the model with its own tokenizer=."
+        )
+
+
 def encodable(text: str) -> str:
     """The text with lone surrogates replaced by `?`: no tokenizer takes them."""
     return text.encode("utf-8", "replace").decode("utf-8")
