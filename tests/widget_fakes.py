@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 import polars as pl
@@ -48,6 +49,7 @@ class FakeAnalysis:
     extra: dict[str, object] = field(default_factory=dict)
 
 
+@cache
 def thumb(number: int, size: tuple[int, int] = (64, 64)) -> bytes:
     """A drawn face-like picture, different for every number, as WebP."""
     rng = np.random.default_rng(number)
@@ -78,6 +80,7 @@ WORDS = re.findall(
 WORDS = tuple(word.replace("▁", " ").replace("↵", "\n") for word in WORDS)
 
 
+@cache
 def fake_analysis(
     kind: str = "patches",
     *,

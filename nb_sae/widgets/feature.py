@@ -161,9 +161,10 @@ class FeatureDashboard(Dashboard):
         said = f"FeatureDashboard of {self.d_sae:,} latents at {wire.visible_text(self.analysis.site.name)}; "
         if row["dead"]:
             return said + f"latent {self.latent}{named} is never active on {self.analysis.rows:,} rows."
+        share, largest = wire.sig3(row["density"] * 100), wire.sig3(row["max"])
         return (
-            said + f"latent {self.latent}{named}: active on {row['density']:.3g} of {self.analysis.rows:,} rows, "
-            f"largest activation {row['max']:.3g}."
+            said + f"latent {self.latent}{named}: active on {share} % of {self.analysis.rows:,} rows, "
+            f"largest activation {largest}."
         )
 
 

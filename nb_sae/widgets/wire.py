@@ -85,6 +85,17 @@ def clean_text(text: object) -> str:
     return str(text).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def sig3(value: float) -> str:
+    """Three significant digits: 0, 4.10, 0.0321, 12,300. The same as `sig3` of the browser side."""
+    size = abs(value)
+    if value == 0 or not np.isfinite(value):
+        return "0" if value == 0 else "–"
+    if size >= 1e6 or size < 1e-4:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{float(f'{value:.3g}'):,.0f}" if size >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
 _SHOWN = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 
 
