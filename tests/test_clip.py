@@ -472,6 +472,8 @@ def test_own_module_without_preprocessing_or_towers_says_what_is_missing():
         bare.encode_text(["a"])
     with pytest.raises(InputError, match="tokenizer="):
         bare.token_strings([1])
+    del module.context_length
+    assert load_clip(module, preprocess=transform()).hook_names()[-1] == "image_embed"
     with pytest.raises(ConfigError, match="encode_image"):
         load_clip(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="its own weights"):

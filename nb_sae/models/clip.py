@@ -106,7 +106,8 @@ class ClipModel:
         towers: dict[Modality, Forward] = {"image": self._image_probe}
         self.pseudo_sites = {"image_embed": "encode_image"}
         if callable(getattr(module, "encode_text", None)):
-            towers["text"] = self._text_probe
+            if tokenizer is not None or isinstance(getattr(module, "context_length", None), int):
+                towers["text"] = self._text_probe
             self.pseudo_sites["text_embed"] = "encode_text"
         self._sites = SiteTable(self, towers)
 
@@ -278,13 +279,10 @@ class ClipModel:
         return self._image_forward, one.repeat(size, 1, 1, 1)
 
     def _text_probe(self, size: int) -> tuple[Callable[[Tensor], Any], Tensor]:
-        length = getattr(self.module, "context_length", None)
         if self.tokenizer is not None:
             one = caption_preprocessor(self.tokenizer)("a photo").tensor
-        elif isinstance(length, int):
-            one = torch.zeros(1, length, dtype=torch.long)
         else:
-            raise ConfigError(f"{self.name} was loaded without a tokenizer. Use load_clip(model, tokenizer=…).")
+            one = torch.zeros(1, int(getattr(self.module, "context_length", 1)), dtype=torch.long)
         return self._text_forward, one.repeat(size, 1)
 
 
