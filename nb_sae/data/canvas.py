@@ -19,12 +19,14 @@ Points = np.ndarray
 _CIRCLE = np.exp(2j * np.pi * np.arange(36) / 36)
 _STEPS = np.arange(6) / 6
 # Catmull-Rom: weights of the four neighbouring points at each sixth of a span.
-_SPLINE = 0.5 * np.stack([
-    -(_STEPS**3) + 2 * _STEPS**2 - _STEPS,
-    3 * _STEPS**3 - 5 * _STEPS**2 + 2,
-    -3 * _STEPS**3 + 4 * _STEPS**2 + _STEPS,
-    _STEPS**3 - _STEPS**2,
-])
+_SPLINE = 0.5 * np.stack(
+    [
+        -(_STEPS**3) + 2 * _STEPS**2 - _STEPS,
+        3 * _STEPS**3 - 5 * _STEPS**2 + 2,
+        -3 * _STEPS**3 + 4 * _STEPS**2 + _STEPS,
+        _STEPS**3 - _STEPS**2,
+    ]
+)
 
 
 def mix(one: Colour, other: Colour, share: float) -> Colour:

@@ -12,65 +12,71 @@ import numpy as np
 
 from nb_sae.data.face_table import DRAWN, GROUPS
 
-SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    "Eyeglasses": ("glasses", "eyeglasses", "spectacles"),
-    "Smiling": ("smiling", "happy", "a smile"),
-    "Wearing_Hat": ("a hat", "headwear"),
-    "Bald": ("bald", "hairless", "a bald head"),
-    "Black_Hair": ("black hair", "raven hair"),
-    "Blond_Hair": ("blond hair", "blonde hair", "yellow hair"),
-    "Brown_Hair": ("brown hair", "chestnut hair"),
-    "Gray_Hair": ("gray hair", "grey hair", "silver hair"),
-    "Straight_Hair": ("straight hair", "sleek hair"),
-    "Wavy_Hair": ("wavy hair", "curly hair", "curls"),
-    "Bangs": ("bangs", "a fringe"),
-    "No_Beard": ("no beard", "clean-shaven", "beardless"),
-    "5_o_Clock_Shadow": ("stubble", "a five o'clock shadow"),
-    "Goatee": ("a goatee", "a chin beard"),
-    "Mustache": ("a mustache", "a moustache"),
-    "Bushy_Eyebrows": ("bushy eyebrows", "thick eyebrows"),
-    "Arched_Eyebrows": ("arched eyebrows", "raised eyebrows"),
-    "Wearing_Lipstick": ("lipstick", "painted lips"),
-    "Heavy_Makeup": ("heavy makeup", "eye shadow"),
-    "Wearing_Earrings": ("earrings", "ear jewelry"),
-    "Wearing_Necklace": ("a necklace", "beads"),
-    "Wearing_Necktie": ("a necktie", "a tie"),
-    "Rosy_Cheeks": ("rosy cheeks", "pink cheeks", "a blush"),
-    "Mouth_Slightly_Open": ("an open mouth", "a slightly open mouth", "parted lips"),
-    "Narrow_Eyes": ("narrow eyes", "squinting eyes"),
-    "Big_Nose": ("a big nose", "a large nose"),
-    "Pale_Skin": ("pale skin", "pale"),
-    "Young": ("young", "youthful"),
-    "Chubby": ("chubby", "a round face"),
-})
+SYNONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "Eyeglasses": ("glasses", "eyeglasses", "spectacles"),
+        "Smiling": ("smiling", "happy", "a smile"),
+        "Wearing_Hat": ("a hat", "headwear"),
+        "Bald": ("bald", "hairless", "a bald head"),
+        "Black_Hair": ("black hair", "raven hair"),
+        "Blond_Hair": ("blond hair", "blonde hair", "yellow hair"),
+        "Brown_Hair": ("brown hair", "chestnut hair"),
+        "Gray_Hair": ("gray hair", "grey hair", "silver hair"),
+        "Straight_Hair": ("straight hair", "sleek hair"),
+        "Wavy_Hair": ("wavy hair", "curly hair", "curls"),
+        "Bangs": ("bangs", "a fringe"),
+        "No_Beard": ("no beard", "clean-shaven", "beardless"),
+        "5_o_Clock_Shadow": ("stubble", "a five o'clock shadow"),
+        "Goatee": ("a goatee", "a chin beard"),
+        "Mustache": ("a mustache", "a moustache"),
+        "Bushy_Eyebrows": ("bushy eyebrows", "thick eyebrows"),
+        "Arched_Eyebrows": ("arched eyebrows", "raised eyebrows"),
+        "Wearing_Lipstick": ("lipstick", "painted lips"),
+        "Heavy_Makeup": ("heavy makeup", "eye shadow"),
+        "Wearing_Earrings": ("earrings", "ear jewelry"),
+        "Wearing_Necklace": ("a necklace", "beads"),
+        "Wearing_Necktie": ("a necktie", "a tie"),
+        "Rosy_Cheeks": ("rosy cheeks", "pink cheeks", "a blush"),
+        "Mouth_Slightly_Open": ("an open mouth", "a slightly open mouth", "parted lips"),
+        "Narrow_Eyes": ("narrow eyes", "squinting eyes"),
+        "Big_Nose": ("a big nose", "a large nose"),
+        "Pale_Skin": ("pale skin", "pale"),
+        "Young": ("young", "youthful"),
+        "Chubby": ("chubby", "a round face"),
+    }
+)
 """How a caption may say that an attribute holds; the first is the plainest."""
 
-ANTONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    "Eyeglasses": ("no glasses", "no eyeglasses"),
-    "Smiling": ("serious", "unsmiling"),
-    "Wearing_Hat": ("no hat", "a bare head"),
-    "Bald": ("hair",),
-    "Bangs": ("a bare forehead", "no bangs"),
-    "No_Beard": ("facial hair", "a beard"),
-    "Bushy_Eyebrows": ("thin eyebrows",),
-    "Arched_Eyebrows": ("flat eyebrows",),
-    "Wearing_Lipstick": ("no lipstick",),
-    "Heavy_Makeup": ("no makeup",),
-    "Wearing_Earrings": ("no earrings",),
-    "Rosy_Cheeks": ("plain cheeks",),
-    "Mouth_Slightly_Open": ("a closed mouth",),
-    "Narrow_Eyes": ("wide eyes", "round eyes"),
-    "Big_Nose": ("a small nose",),
-    "Pale_Skin": ("tanned skin", "dark skin"),
-    "Young": ("old", "elderly", "wrinkles"),
-    "Chubby": ("slim", "a thin face"),
-})
+ANTONYMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "Eyeglasses": ("no glasses", "no eyeglasses"),
+        "Smiling": ("serious", "unsmiling"),
+        "Wearing_Hat": ("no hat", "a bare head"),
+        "Bald": ("hair",),
+        "Bangs": ("a bare forehead", "no bangs"),
+        "No_Beard": ("facial hair", "a beard"),
+        "Bushy_Eyebrows": ("thin eyebrows",),
+        "Arched_Eyebrows": ("flat eyebrows",),
+        "Wearing_Lipstick": ("no lipstick",),
+        "Heavy_Makeup": ("no makeup",),
+        "Wearing_Earrings": ("no earrings",),
+        "Rosy_Cheeks": ("plain cheeks",),
+        "Mouth_Slightly_Open": ("a closed mouth",),
+        "Narrow_Eyes": ("wide eyes", "round eyes"),
+        "Big_Nose": ("a small nose",),
+        "Pale_Skin": ("tanned skin", "dark skin"),
+        "Young": ("old", "elderly", "wrinkles"),
+        "Chubby": ("slim", "a thin face"),
+    }
+)
 """How a caption may say that an attribute does not hold."""
 
-REMAINDER_PHRASES: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    "hair": ("dyed hair", "colourful hair"),
-    "beard": ("a full beard",),
-})
+REMAINDER_PHRASES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "hair": ("dyed hair", "colourful hair"),
+        "beard": ("a full beard",),
+    }
+)
 """How a caption may name a group's remainder (`face_table.REMAINDERS`)."""
 
 NOUNS = ("face", "person", "portrait", "cartoon face", "drawing of a face")
@@ -112,7 +118,7 @@ def caption(has: Collection[str], rng: np.random.Generator) -> str:
     return sentence(words, NOUNS[int(chance[1] * len(NOUNS))])
 
 
-PROMPTS: Mapping[str, tuple[str, str]] = MappingProxyType({
-    name: (sentence([SYNONYMS[name][0]]), sentence([ANTONYMS[name][0]] if name in ANTONYMS else [])) for name in DRAWN
-})
+PROMPTS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {name: (sentence([SYNONYMS[name][0]]), sentence([ANTONYMS[name][0]] if name in ANTONYMS else [])) for name in DRAWN}
+)
 """Attribute → (positive, negative) zero-shot prompt; the negative one is the bare "a face" where no word denies it."""

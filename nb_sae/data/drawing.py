@@ -171,7 +171,9 @@ def _draw_age(face: Sitter) -> None:
         corner = yaw + side * 0.34
         canvas.fill(oval(corner + 0.13j, 0.19, 0.08), (*mix(face.skin, (80, 50, 90), 0.55), 150))
         canvas.stroke(arc(corner + 0.1j, 0.21, 0.13, 0.1, 0.4, 8), crease, 0.05)
-        canvas.stroke(smooth([yaw + side * 0.2 + 0.24j, yaw + side * 0.4 + 0.4j, yaw + side * 0.45 + 0.62j], False), crease, 0.055)
+        canvas.stroke(
+            smooth([yaw + side * 0.2 + 0.24j, yaw + side * 0.4 + 0.4j, yaw + side * 0.45 + 0.62j], False), crease, 0.055
+        )
         for dy in (-0.1, 0.06):
             start = yaw + side * 0.57 + 1j * (-0.08 + dy * 0.5)
             canvas.stroke([start, start + side * 0.13 + 1j * dy], crease, 0.045)
@@ -196,8 +198,12 @@ def _draw_beard(face: Sitter) -> None:
             if at.imag > 0.3:
                 canvas.fill(oval(at, 0.025, 0.025)[::6], mix(tone, INK, 0.6))
     elif "Goatee" in has:
-        canvas.fill(smooth([-0.2 + 0.76j, 0.74j, 0.2 + 0.76j, 0.24 + 0.98j, 1.26j, -0.24 + 0.98j]) + face.yaw * 0.8,
-                    face.hair, edge, 0.04)
+        canvas.fill(
+            smooth([-0.2 + 0.76j, 0.74j, 0.2 + 0.76j, 0.24 + 0.98j, 1.26j, -0.24 + 0.98j]) + face.yaw * 0.8,
+            face.hair,
+            edge,
+            0.04,
+        )
     elif "No_Beard" not in has and "Mustache" not in has:
         canvas.fill(_jaw(face, 0.015, 0.66), face.hair, edge, 0.04)
 
@@ -217,7 +223,9 @@ def _draw_nose(face: Sitter) -> None:
     canvas, at = face.canvas, face.yaw * 1.4
     tone, line = mix(face.skin, (150, 60, 50), 0.3), mix(face.skin, INK, 0.62)
     if "Big_Nose" in face.has:
-        shape = smooth([-0.13j, 0.12 + 0.02j, 0.27 + 0.18j, 0.2 + 0.32j, 0.34j, -0.2 + 0.32j, -0.27 + 0.18j, -0.12 + 0.02j])
+        shape = smooth(
+            [-0.13j, 0.12 + 0.02j, 0.27 + 0.18j, 0.2 + 0.32j, 0.34j, -0.2 + 0.32j, -0.27 + 0.18j, -0.12 + 0.02j]
+        )
         canvas.fill(shape + at, tone, line, 0.05)
         canvas.fill(oval(at - 0.06 + 0.08j, 0.05, 0.07), mix(tone, (255, 255, 255), 0.4))
     elif face.rng.random() < 0.5:
@@ -272,7 +280,9 @@ def _draw_eyes(face: Sitter) -> None:
     for side in (-1, 1):
         at = face.yaw + side * 0.34 - 0.08j
         if made_up:
-            canvas.fill(np.concatenate([arc(at - 0.02j, 0.27, 0.27, 0.5, 1.0), arc(at, 0.26, 0.02, 0.0, 0.5, 4)]), shadow)
+            canvas.fill(
+                np.concatenate([arc(at - 0.02j, 0.27, 0.27, 0.5, 1.0), arc(at, 0.26, 0.02, 0.0, 0.5, 4)]), shadow
+            )
         if dots:
             canvas.fill(oval(at, 0.17 if narrow else 0.1, 0.045 if narrow else 0.15), INK)
         else:

@@ -23,89 +23,97 @@ Table = Mapping[str, tuple[float, float]]
 P_MALE = 0.5
 """P(Male), in every table."""
 
-GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType({
-    "hair": ("Bald", "Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair"),
-    "texture": ("Straight_Hair", "Wavy_Hair"),
-    "beard": ("No_Beard", "5_o_Clock_Shadow", "Goatee", "Mustache"),
-    "neck": ("Wearing_Necklace", "Wearing_Necktie"),
-})
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "hair": ("Bald", "Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair"),
+        "texture": ("Straight_Hair", "Wavy_Hair"),
+        "beard": ("No_Beard", "5_o_Clock_Shadow", "Goatee", "Mustache"),
+        "neck": ("Wearing_Necklace", "Wearing_Necktie"),
+    }
+)
 """At most one of each group holds."""
 
-REMAINDERS: Mapping[str, str] = MappingProxyType({
-    "hair": "hair of another colour",
-    "texture": "no hair, or hair neither straight nor wavy",
-    "beard": "a full beard",
-    "neck": "nothing at the neck",
-})
+REMAINDERS: Mapping[str, str] = MappingProxyType(
+    {
+        "hair": "hair of another colour",
+        "texture": "no hair, or hair neither straight nor wavy",
+        "beard": "a full beard",
+        "neck": "nothing at the neck",
+    }
+)
 """What is drawn where no attribute of the group holds."""
 
 NEEDS_HAIR = ("Straight_Hair", "Wavy_Hair", "Bangs")
 """Never together with Bald."""
 
-BALANCED: Table = MappingProxyType({
-    "Eyeglasses": (0.35, 0.35),
-    "Smiling": (0.5, 0.5),
-    "Wearing_Hat": (0.25, 0.25),
-    "Bald": (0.12, 0.12),
-    "Black_Hair": (0.2, 0.2),
-    "Blond_Hair": (0.2, 0.2),
-    "Brown_Hair": (0.2, 0.2),
-    "Gray_Hair": (0.15, 0.15),
-    "Straight_Hair": (0.3, 0.3),
-    "Wavy_Hair": (0.35, 0.35),
-    "Bangs": (0.35, 0.35),
-    "No_Beard": (0.5, 0.5),
-    "5_o_Clock_Shadow": (0.12, 0.12),
-    "Goatee": (0.14, 0.14),
-    "Mustache": (0.14, 0.14),
-    "Bushy_Eyebrows": (0.4, 0.4),
-    "Arched_Eyebrows": (0.35, 0.35),
-    "Wearing_Lipstick": (0.4, 0.4),
-    "Heavy_Makeup": (0.35, 0.35),
-    "Wearing_Earrings": (0.35, 0.35),
-    "Wearing_Necklace": (0.3, 0.3),
-    "Wearing_Necktie": (0.25, 0.25),
-    "Rosy_Cheeks": (0.35, 0.35),
-    "Mouth_Slightly_Open": (0.45, 0.45),
-    "Narrow_Eyes": (0.35, 0.35),
-    "Big_Nose": (0.4, 0.4),
-    "Pale_Skin": (0.25, 0.25),
-    "Young": (0.6, 0.6),
-    "Chubby": (0.3, 0.3),
-})
+BALANCED: Table = MappingProxyType(
+    {
+        "Eyeglasses": (0.35, 0.35),
+        "Smiling": (0.5, 0.5),
+        "Wearing_Hat": (0.25, 0.25),
+        "Bald": (0.12, 0.12),
+        "Black_Hair": (0.2, 0.2),
+        "Blond_Hair": (0.2, 0.2),
+        "Brown_Hair": (0.2, 0.2),
+        "Gray_Hair": (0.15, 0.15),
+        "Straight_Hair": (0.3, 0.3),
+        "Wavy_Hair": (0.35, 0.35),
+        "Bangs": (0.35, 0.35),
+        "No_Beard": (0.5, 0.5),
+        "5_o_Clock_Shadow": (0.12, 0.12),
+        "Goatee": (0.14, 0.14),
+        "Mustache": (0.14, 0.14),
+        "Bushy_Eyebrows": (0.4, 0.4),
+        "Arched_Eyebrows": (0.35, 0.35),
+        "Wearing_Lipstick": (0.4, 0.4),
+        "Heavy_Makeup": (0.35, 0.35),
+        "Wearing_Earrings": (0.35, 0.35),
+        "Wearing_Necklace": (0.3, 0.3),
+        "Wearing_Necktie": (0.25, 0.25),
+        "Rosy_Cheeks": (0.35, 0.35),
+        "Mouth_Slightly_Open": (0.45, 0.45),
+        "Narrow_Eyes": (0.35, 0.35),
+        "Big_Nose": (0.4, 0.4),
+        "Pale_Skin": (0.25, 0.25),
+        "Young": (0.6, 0.6),
+        "Chubby": (0.3, 0.3),
+    }
+)
 """Nothing depends on Male."""
 
-BIASED: Table = MappingProxyType({
-    "Eyeglasses": (0.25, 0.45),
-    "Smiling": (0.6, 0.4),
-    "Wearing_Hat": (0.2, 0.3),
-    "Bald": (0.02, 0.22),
-    "Black_Hair": (0.18, 0.22),
-    "Blond_Hair": (0.35, 0.08),
-    "Brown_Hair": (0.2, 0.2),
-    "Gray_Hair": (0.1, 0.2),
-    "Straight_Hair": (0.25, 0.3),
-    "Wavy_Hair": (0.5, 0.15),
-    "Bangs": (0.45, 0.15),
-    "No_Beard": (0.9, 0.35),
-    "5_o_Clock_Shadow": (0.02, 0.18),
-    "Goatee": (0.02, 0.16),
-    "Mustache": (0.04, 0.18),
-    "Bushy_Eyebrows": (0.2, 0.6),
-    "Arched_Eyebrows": (0.5, 0.2),
-    "Wearing_Lipstick": (0.7, 0.08),
-    "Heavy_Makeup": (0.6, 0.05),
-    "Wearing_Earrings": (0.55, 0.1),
-    "Wearing_Necklace": (0.5, 0.08),
-    "Wearing_Necktie": (0.05, 0.45),
-    "Rosy_Cheeks": (0.45, 0.2),
-    "Mouth_Slightly_Open": (0.45, 0.45),
-    "Narrow_Eyes": (0.3, 0.3),
-    "Big_Nose": (0.25, 0.5),
-    "Pale_Skin": (0.25, 0.25),
-    "Young": (0.65, 0.5),
-    "Chubby": (0.25, 0.35),
-})
+BIASED: Table = MappingProxyType(
+    {
+        "Eyeglasses": (0.25, 0.45),
+        "Smiling": (0.6, 0.4),
+        "Wearing_Hat": (0.2, 0.3),
+        "Bald": (0.02, 0.22),
+        "Black_Hair": (0.18, 0.22),
+        "Blond_Hair": (0.35, 0.08),
+        "Brown_Hair": (0.2, 0.2),
+        "Gray_Hair": (0.1, 0.2),
+        "Straight_Hair": (0.25, 0.3),
+        "Wavy_Hair": (0.5, 0.15),
+        "Bangs": (0.45, 0.15),
+        "No_Beard": (0.9, 0.35),
+        "5_o_Clock_Shadow": (0.02, 0.18),
+        "Goatee": (0.02, 0.16),
+        "Mustache": (0.04, 0.18),
+        "Bushy_Eyebrows": (0.2, 0.6),
+        "Arched_Eyebrows": (0.5, 0.2),
+        "Wearing_Lipstick": (0.7, 0.08),
+        "Heavy_Makeup": (0.6, 0.05),
+        "Wearing_Earrings": (0.55, 0.1),
+        "Wearing_Necklace": (0.5, 0.08),
+        "Wearing_Necktie": (0.05, 0.45),
+        "Rosy_Cheeks": (0.45, 0.2),
+        "Mouth_Slightly_Open": (0.45, 0.45),
+        "Narrow_Eyes": (0.3, 0.3),
+        "Big_Nose": (0.25, 0.5),
+        "Pale_Skin": (0.25, 0.25),
+        "Young": (0.65, 0.5),
+        "Chubby": (0.25, 0.35),
+    }
+)
 """Most attributes depend on Male; Brown_Hair, Mouth_Slightly_Open, Narrow_Eyes and Pale_Skin do not."""
 
 TABLES: Mapping[str, Table] = MappingProxyType({"biased": BIASED, "balanced": BALANCED})

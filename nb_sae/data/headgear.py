@@ -42,8 +42,18 @@ def draw_hair_front(face: Sitter) -> None:
     wavy, straight = "Wavy_Hair" in has, "Straight_Hair" in has
     dark = mix(face.hair, INK, 0.42)
     edge = rx + 0.06
-    crown = smooth([-edge - 0.25j, -edge * 0.93 - 0.68j, -edge * 0.55 - 1.04j, -1.16j, edge * 0.55 - 1.04j,
-                    edge * 0.93 - 0.68j, edge - 0.25j], closed=False)
+    crown = smooth(
+        [
+            -edge - 0.25j,
+            -edge * 0.93 - 0.68j,
+            -edge * 0.55 - 1.04j,
+            -1.16j,
+            edge * 0.55 - 1.04j,
+            edge * 0.93 - 0.68j,
+            edge - 0.25j,
+        ],
+        closed=False,
+    )
     if straight:
         crown = crown + 0.1j * (np.arange(len(crown)) % 6 == 3) * -1.0
     inner = rx - 0.1
@@ -55,8 +65,18 @@ def draw_hair_front(face: Sitter) -> None:
         hairline = hairline if straight else smooth(hairline + (0.1j * np.sin(9 * x) if wavy else 0), closed=False)
     else:
         part = face.between(-0.4, 0.4) * inner
-        hairline = smooth([inner - 0.2j, inner * 0.86 - 0.52j, (part + inner) / 2 - 0.74j, part - 0.88j,
-                           (part - inner) / 2 - 0.72j, -inner * 0.86 - 0.52j, -inner - 0.2j], closed=False)
+        hairline = smooth(
+            [
+                inner - 0.2j,
+                inner * 0.86 - 0.52j,
+                (part + inner) / 2 - 0.74j,
+                part - 0.88j,
+                (part - inner) / 2 - 0.72j,
+                -inner * 0.86 - 0.52j,
+                -inner - 0.2j,
+            ],
+            closed=False,
+        )
     shape = np.concatenate([crown, hairline])
     if wavy:
         shape = np.concatenate([_wave(crown), hairline])
@@ -82,7 +102,12 @@ def draw_hat(face: Sitter) -> None:
     elif kind == 1:  # cap with a visor
         side = 1 if face.rng.random() < 0.5 else -1
         canvas.fill(arc(base, wide, 0.8, 0.5, 1.0, 18), colour, dark, width)
-        visor = [side * -0.2 * wide - 0.62j, side * 0.8 * wide - 0.68j, side * 1.62 * wide - 0.5j, side * 0.9 * wide - 0.46j]
+        visor = [
+            side * -0.2 * wide - 0.62j,
+            side * 0.8 * wide - 0.68j,
+            side * 1.62 * wide - 0.5j,
+            side * 0.9 * wide - 0.46j,
+        ]
         canvas.fill(smooth(visor), band, dark, width)
         canvas.fill(oval(-1.42j, 0.07, 0.06), band)
     elif kind == 2:  # top hat

@@ -63,8 +63,16 @@ def draw_clothes(face: Sitter) -> None:
     edge = mix(cloth, INK, 0.55)
     neck = 0.36 if "Chubby" in face.has else 0.3
     wide = face.between(1.05, 1.4)
-    body = smooth([-neck - 0.05 + 1.24j, -wide * 0.8 + 1.42j, -wide - 0.1 + 2.4j, wide + 0.1 + 2.4j, wide * 0.8 + 1.42j,
-                   neck + 0.05 + 1.24j])
+    body = smooth(
+        [
+            -neck - 0.05 + 1.24j,
+            -wide * 0.8 + 1.42j,
+            -wide - 0.1 + 2.4j,
+            wide + 0.1 + 2.4j,
+            wide * 0.8 + 1.42j,
+            neck + 0.05 + 1.24j,
+        ]
+    )
     canvas.fill(body, cloth, edge, width)
     throat = np.array([-neck + 0.6j, neck + 0.6j, neck + 0.07 + 1.3j, 1.44j, -neck - 0.07 + 1.3j])
     canvas.fill(throat, mix(face.skin, INK, 0.13), edge, width)
@@ -90,9 +98,13 @@ def _draw_necktie(face: Sitter, neck: float) -> None:
     tie = face.pick(((190, 20, 40), (20, 50, 140), (20, 20, 26), (20, 110, 70), (100, 20, 110)))
     white = (250, 250, 252)
     for side in (-1, 1):
-        flap = np.array([side * (neck + 0.08) + 1.14j, side * 0.05 + 1.36j, side * 0.34 + 1.62j, side * (neck + 0.22) + 1.32j])
+        flap = np.array(
+            [side * (neck + 0.08) + 1.14j, side * 0.05 + 1.36j, side * 0.34 + 1.62j, side * (neck + 0.22) + 1.32j]
+        )
         canvas.fill(flap, white, INK, 0.04)
-    canvas.fill(np.array([-0.13 + 1.28j, 0.13 + 1.28j, 0.09 + 1.44j, 0.26 + 2.3j, -0.26 + 2.3j, -0.09 + 1.44j]), tie, INK, 0.045)
+    canvas.fill(
+        np.array([-0.13 + 1.28j, 0.13 + 1.28j, 0.09 + 1.44j, 0.26 + 2.3j, -0.26 + 2.3j, -0.09 + 1.44j]), tie, INK, 0.045
+    )
     canvas.stroke([-0.1 + 1.45j, 0.1 + 1.45j], mix(tie, INK, 0.6), 0.05)
 
 

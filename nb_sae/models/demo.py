@@ -1,7 +1,7 @@
 """The two small models that are shipped inside the package.
 
 Owns where they lie and how they are opened with the library they belong to (open_clip; the language model's folder
-is a Hugging Face one). Hooking them is `load_clip("demo")` and `load_lm("demo")`.
+is a Hugging Face one, and finding it does not import open_clip). Hooking them is `load_clip("demo")` and `load_lm("demo")`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import polars as pl
 import torch
 from torch import Tensor, nn
@@ -37,6 +36,8 @@ def demo_lm_folder() -> Path:
 
 def demo_tokenizer(folder: Path | None = None) -> Callable[..., Tensor]:
     """open_clip's tokenizer with the small CLIP's own vocabulary: `list[str]` → `(texts, context)` int64."""
+    import open_clip
+
     where = folder or demo_clip_folder()
     return open_clip.get_tokenizer(f"local-dir:{where}", bpe_path=str(where / CLIP_VOCABULARY))
 
@@ -50,6 +51,8 @@ def demo_clip(folder: Path | None = None) -> tuple[nn.Module, Callable[[Any], Te
     Returns:
         The model, a function from a PIL image to `(3, 64, 64)` float32, and a function from texts to token ids.
     """
+    import open_clip
+
     where = folder or demo_clip_folder()
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{where}", precision="fp32", device="cpu")
     return model.eval(), preprocess, demo_tokenizer(where)
