@@ -87,8 +87,8 @@ the compressors see all documents at once.
 {progress.steps:,} steps of {args.batch} contexts, {progress.tokens:,} tokens
 ({progress.tokens / measured.corpus_tokens:.1f} passes over {measured.corpus_tokens:,} tokens). AdamW, learning rate
 {args.learning_rate:g} with a warm-up of 200 steps and linear decay to zero, {args.precision} autocast,
-seed {args.seed}; {progress.seconds / 60:.0f} minutes on one CPU core. Final training loss {progress.loss:.3f} nats per
-token. To train it again:
+seed {args.seed}; {progress.seconds / 60:.0f} minutes on one core of a busy CPU. Final training loss
+{progress.loss:.3f} nats per token. To train it again:
 `python scripts/train_demo_lm.py --seed {args.seed} --steps {progress.steps}`.
 
 ## Data

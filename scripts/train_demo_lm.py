@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "nb_sae" / "assets" / "demo_lm", help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=7000, help="optimiser steps; the schedule is stretched over them")
+    parser.add_argument("--steps", type=int, default=9000, help="optimiser steps; the schedule is stretched over them")
     parser.add_argument("--minutes", type=float, help="stretch the schedule over this wall time instead of --steps")
     parser.add_argument("--vocabulary", type=int, default=4096, help="tokens of the byte-level BPE")
     parser.add_argument("--width", type=int, default=192)
@@ -216,12 +217,15 @@ def save_model(model: GPTNeoXForCausalLM, folder: Path) -> None:
     """Write half-precision weights and a configuration that names no path."""
     copy = GPTNeoXForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.half().save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)
-    path = folder / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    settings.pop("_name_or_path", None)
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        copy.half().save_pretrained(unfinished)
+        path = Path(unfinished) / "config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings.pop("_name_or_path", None)
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        for file in Path(unfinished).iterdir():
+            file.chmod(0o644)
+            file.replace(folder / file.name)
 
 
 if __name__ == "__main__":
