@@ -243,6 +243,15 @@ def test_captions_keep_their_words_and_mark_the_rest(vit):
     assert vit.token_strings(prepared.tensor[0, :4].tolist()) == ["<start_of_text>", "a ", "face ", "<end_of_text>"]
 
 
+def test_prepared_captions_give_what_the_tokenizers_own_ids_give(custom):
+    site = "text.transformer.resblocks.2"  # without a causal mask every row sees the padding
+    prepared = custom.preprocessor("text")("a face").tensor
+    assert custom.token_strings(prepared[0].tolist()) == ["<start_of_text>", "a ", "face ", "<end_of_text>", *[""] * 12]
+    expected = custom.capture_rows(ids(["a face"]), [site, "text_embed"], "text")
+    for name, rows in custom.capture_rows(prepared, [site, "text_embed"], "text").items():
+        assert torch.equal(rows, expected[name])
+
+
 def test_padding_does_not_change_the_rows_of_a_caption(vit):
     site = "transformer.resblocks.1"
     alone = vit.capture_rows(ids(["a face"]), [site], "text")[site]

@@ -14,7 +14,7 @@ from nb_sae.errors import ConfigError, HookError, InputError, ShapeError
 from nb_sae.hooks import run_to
 from nb_sae.models.clip_loading import default_preprocess, load_parts
 from nb_sae.models.sites import Forward, SiteTable, choose_device, fingerprint, module_device
-from nb_sae.models.tokens import caption_preprocessor, check_vocabulary, encodable, token_strings
+from nb_sae.models.tokens import PADDING, caption_preprocessor, check_vocabulary, encodable, token_strings
 from nb_sae.types import Modality, Prepared, Site
 
 _PROBE_PIXELS = 64
@@ -103,6 +103,7 @@ class ClipModel:
         self.revision = fingerprint(module)
         self.preprocess = preprocess
         self.tokenizer = tokenizer
+        self._padding_id = (caption_preprocessor(tokenizer).padding_id if tokenizer is not None else None) or 0
         towers: dict[Modality, Forward] = {"image": self._image_probe}
         self.pseudo_sites = {"image_embed": "encode_image"}
         if callable(getattr(module, "encode_text", None)):
@@ -161,7 +162,7 @@ class ClipModel:
         """Run one tower as far as the last site needs.
 
         Args:
-            batch: `(context, 3, h, w)` pixels or `(context, position)` token ids.
+            batch: `(context, 3, h, w)` pixels or `(context, position)` token ids, −1 on padding.
             sites: Sites of that tower.
             modality: Which tower.
 
@@ -243,6 +244,7 @@ class ClipModel:
 
     def _text_forward(self, ids: Tensor) -> Tensor:
         check_vocabulary(ids, getattr(self.module, "vocab_size", None))
+        ids = ids.masked_fill(ids == PADDING, self._padding_id)
         return _encode(self.module, "encode_text", ids.to(self.device))
 
     def _pixel_batches(self, images: Any, batch: int) -> Iterator[Tensor]:

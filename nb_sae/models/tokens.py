@@ -16,7 +16,7 @@ from nb_sae.errors import ConfigError, InputError
 from nb_sae.types import Prepared
 
 PADDING = -1
-"""Marks padding in the ids of a language model, whatever its vocabulary says; see `WindowPreprocessor`."""
+"""Marks padding in prepared ids, whatever the vocabulary says; see `WindowPreprocessor`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def window_preprocessor(tokenizer: Any, positions: int) -> WindowPreprocessor:
 class CaptionPreprocessor:
     """One text as the one context of a CLIP text tower, cut by the tokenizer if it is longer.
 
-    Kept are the tokens up to the first end mark; special are the start mark, the end mark and padding.
+    Kept are the tokens up to the first end mark; special are the start mark, the end mark and padding. Padding is −1
+    in the ids, as a language model's is (CLIP's own padding id is a word); the model wrapper puts its own id back.
     """
 
     tokenizer: Callable[[list[str]], Tensor]
@@ -91,7 +92,8 @@ class CaptionPreprocessor:
             )
         keep = self._kept(ids)
         special = torch.isin(ids, torch.tensor(sorted(self.special_ids), dtype=ids.dtype)) | ~keep
-        return Prepared(ids, keep=keep, special=special)
+        shown = ids if self.padding_id is None else ids.masked_fill(~keep & (ids == self.padding_id), PADDING)
+        return Prepared(shown, keep=keep, special=special)
 
     def _kept(self, ids: Tensor) -> Tensor:
         place = torch.arange(ids.shape[1])
