@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
-from widget_fakes import HOSTILE, LONE_SURROGATE, FakeAnalysis, fake_analysis
+from widget_fakes import HOSTILE, LONE_SURROGATE, FakeAnalysis, built, fake_analysis
 
 from nb_sae.errors import WidgetError
 from nb_sae.widgets import base, wire
@@ -21,17 +21,9 @@ from nb_sae.widgets.cards import Limits, choose_saved, cut_cards
 from nb_sae.widgets.feature import FeatureDashboard
 from nb_sae.widgets.picture import MAX_BYTES, draw_feature
 
+__all__ = ["built"]
+pytestmark = pytest.mark.usefixtures("built")
 KINDS = ["patches", "pooled", "text"]
-
-
-@pytest.fixture(autouse=True)
-def _built(tmp_path_factory, monkeypatch) -> None:
-    """The scripts themselves are tested in a browser; here any text will do where they are not built."""
-    if not (base.STATIC / "feature.js").exists():
-        static = tmp_path_factory.mktemp("static")
-        for name in ("feature.js", "feature.css"):
-            (static / name).write_text("export default {}")
-        monkeypatch.setattr(base, "STATIC", static)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -167,7 +159,7 @@ def test_pictures_that_several_cards_share_are_stored_once():
 
 
 def test_what_does_not_fit_is_dropped_evenly_and_counted():
-    analysis = fake_analysis("pooled", inputs=2000, d_sae=20)
+    analysis = fake_analysis("pooled", inputs=400, d_sae=20)
     cards = cut_cards(analysis, list(range(10)), Limits(16, 4, max_bytes=120_000))
     per_card = cards.tables["examples"].group_by("card").len()["len"]
     assert cards.dropped > 0

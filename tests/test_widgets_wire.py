@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,19 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from widget_fakes import HOSTILE, LONE_SURROGATE
+from widget_fakes import HOSTILE, LONE_SURROGATE, built, fake_analysis
 
+from nb_sae.analysis import schema
 from nb_sae.errors import WidgetError
 from nb_sae.widgets import wire
+from nb_sae.widgets.feature import FeatureDashboard
 
-FIXTURE = Path(__file__).parent / "fixtures" / "wire.json"
+FIXTURES = Path(__file__).parent / "fixtures"
 NUMPY = {"f32": "<f4", "i32": "<i4", "u32": "<u4", "u16": "<u2", "u8": "<u1", "i8": "<i1"}
+STATE = (
+    "latent", "twin", "about", "latents_header", "latents", "saved_header", "saved", "thumbs_header", "thumbs",
+)  # fmt: skip
+__all__ = ["built"]
 
 
 def contract_frame() -> pl.DataFrame:
@@ -78,10 +85,33 @@ def read(header: dict, block: bytes, table: str, column: str) -> list:
     return [values[a:b].tolist() for a, b in zip([0, *ends], ends, strict=False)]
 
 
-def test_the_committed_fixture_is_what_python_writes():
-    made = json.loads(json.dumps(contract()))
-    said = "python tests/test_widgets_wire.py writes it anew; vitest must then pass as well"
-    assert json.loads(FIXTURE.read_text(encoding="utf-8")) == made, said
+def saved_dashboard(kind: str) -> dict:
+    """The state of a small dashboard with hostile strings: six saved cards of twelve latents, the last one dead."""
+    analysis = fake_analysis(kind, d_sae=12, inputs=6, top=3, interval=1, hostile=True, pictures=False)
+    if kind == "patches":  # the pictures' bytes depend on the encoder's version; here any will do
+        frame = {"input_id": range(6), "width": [64] * 6, "height": [48] * 6, "webp": [b"RIFF", b"RI"] * 3}
+        analysis = replace(analysis, pictures=pl.DataFrame(frame, schema=schema.PICTURES))
+    names = {0: HOSTILE[0], 1: "glasses", 4: HOSTILE[2]}
+    dashboard = FeatureDashboard(analysis, saved=[0, 1, 2, 3, 4, 11], names=names)
+    asked, buffers = dashboard._answer({"id": 1, "kind": "card", "latent": 7})
+    state = {name: getattr(dashboard, name) for name in STATE}
+    encode = {name: base64.b64encode(value).decode() for name, value in state.items() if isinstance(value, bytes)}
+    return {
+        "state": {**state, **encode, "twin": "twin-1"},
+        "binary": list(encode),
+        "asked": {"content": asked, "buffers": [base64.b64encode(one).decode() for one in buffers]},
+    }
+
+
+def fixtures() -> dict[str, dict]:
+    return {"wire": contract(), "patches": saved_dashboard("patches"), "text": saved_dashboard("text")}
+
+
+def test_the_committed_fixtures_are_what_python_writes(built):
+    said = "python tests/test_widgets_wire.py writes them anew; vitest must then pass as well"
+    for name, made in fixtures().items():
+        committed = json.loads((FIXTURES / f"{name}.json").read_text(encoding="utf-8"))
+        assert committed == json.loads(json.dumps(made)), said
 
 
 def test_every_type_comes_back_equal():
@@ -142,4 +172,5 @@ def test_text_becomes_storable_and_visible():
 
 
 if __name__ == "__main__":
-    FIXTURE.write_text(json.dumps(contract(), indent=1) + "\n", encoding="utf-8")
+    for name, made in fixtures().items():
+        (FIXTURES / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")

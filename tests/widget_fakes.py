@@ -9,10 +9,12 @@ from functools import cache
 
 import numpy as np
 import polars as pl
+import pytest
 from PIL import Image, ImageDraw
 
 from nb_sae.analysis import schema
 from nb_sae.types import Modality, Site
+from nb_sae.widgets import base
 
 BINS = 40
 HOSTILE = (
@@ -176,3 +178,13 @@ def _example(rng, site: Site, latent: int, kind: str, step: int, rank: int, inpu
         acts = np.where(rng.random(site.positions) < 0.06, act * rng.random(site.positions), 0.0)
         acts[peak] = act
     return latent, kind, step, rank, input_id, peak, act, 0, acts.tolist(), places.tolist()
+
+
+@pytest.fixture
+def built(tmp_path_factory, monkeypatch) -> None:
+    """The scripts themselves are tested in a browser; where they are not built, any text will do."""
+    if not (base.STATIC / "feature.js").exists():
+        static = tmp_path_factory.mktemp("static")
+        for name in ("feature.js", "feature.css"):
+            (static / name).write_text("export default {}")
+        monkeypatch.setattr(base, "STATIC", static)

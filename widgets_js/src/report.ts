@@ -36,11 +36,6 @@ const STATE_VERSION = 1;
 
 const outcome: Outcome = { ready: Promise.resolve(), mounted: 0, errors: [] };
 window.nbsaeReport = outcome;
-outcome.ready = new Promise((resolve) => {
-  const start = () => run().then(resolve);
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start, { once: true });
-  else start();
-});
 
 async function run(): Promise<void> {
   try {
@@ -170,3 +165,10 @@ function explain(view: HTMLElement, error: unknown): void {
   line.textContent = `Only the picture of this dashboard can be shown here. ${error instanceof Error ? error.message : error}`;
   view.append(line);
 }
+
+// Last: the classes above must exist before the first view is mounted.
+outcome.ready = new Promise((resolve) => {
+  const start = () => run().then(resolve);
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start, { once: true });
+  else start();
+});
