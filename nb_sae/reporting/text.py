@@ -98,7 +98,7 @@ def _known_places(folder: Path, *, deep: bool) -> list[tuple[re.Pattern[str], st
         folder: Where the notebook ran.
         deep: Folders of two parts and more, or those of a single one.
     """
-    places: dict[str, str] = {prefix: "…" for prefix in (sys.base_prefix, sys.prefix)}
+    places: dict[str, str] = dict.fromkeys((sys.base_prefix, sys.prefix), "…")
     for name, path in sysconfig.get_paths().items():
         if name in {"purelib", "platlib", "stdlib", "platstdlib"}:
             places[path] = "…/" + Path(path).name

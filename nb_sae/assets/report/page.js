@@ -27,7 +27,11 @@
     for (const axis of ["xaxis", "yaxis"]) {
       for (const part of ["gridcolor", "zerolinecolor", "linecolor"]) change[`template.layout.${axis}.${part}`] = faint;
     }
-    for (const figure of document.querySelectorAll(".js-plotly-plot")) globalThis.Plotly?.relayout(figure, change);
+    for (const figure of document.querySelectorAll(".js-plotly-plot")) {
+      // A figure without a background of its own lies on the page, so its text takes the colour of the page's.
+      const clear = /^rgba\(.*,\s*0(\.0*)?\)$|^transparent$/.test(figure.layout?.paper_bgcolor ?? "");
+      globalThis.Plotly.relayout(figure, clear ? { ...change, "font.color": colour } : change);
+    }
   };
   globalThis.nbsaeReport?.ready.then(() => {
     if (!globalThis.Plotly) return;
