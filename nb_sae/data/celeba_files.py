@@ -89,26 +89,27 @@ def _attributes_text(file: Path) -> tuple[list[str], list[str], np.ndarray]:
     if len(lines) < 2 or not lines[0].strip().isdigit():
         raise InputError(f"{file.name} does not start with the number of images and a line of attribute names.")
     count, columns = int(lines[0]), lines[1].split()
-    rows = [line.split(None, 1) for line in lines[2:] if line.strip()]
+    rows = [line.split() for line in lines[2:] if line.strip()]
     if count != len(rows):
         raise InputError(f"{file.name} announces {count:,} rows and has {len(rows):,}. Complete the download.")
-    per_row = [row[1].split() if len(row) > 1 else [] for row in rows]
-    for row, values in zip(rows, per_row, strict=True):
-        if len(values) != len(columns):
+    for row in rows:
+        if len(row) != len(columns) + 1:
             raise InputError(
-                f"{file.name}: the row of {row[0]!r} has {len(values)} values for {len(columns)} attributes."
+                f"{file.name}: the row of {row[0]!r} has {len(row) - 1} values for {len(columns)} attributes."
             )
-    try:
-        table = np.array(per_row, dtype=object).reshape(len(rows), len(columns))
-        return [row[0] for row in rows], columns, _as_numbers(table)
-    except ValueError as error:
-        raise InputError(f"{file.name} holds something that is no number: {error}.") from error
+    table = np.stack([_as_numbers(row, columns, file) for row in rows]) if rows else np.empty((0, len(columns)), int)
+    return [row[0] for row in rows], columns, table
 
 
-def _as_numbers(table: np.ndarray) -> np.ndarray:
+def _as_numbers(row: list[str], columns: list[str], file: Path) -> np.ndarray:
     known = {"-1": -1, "1": 1, "0": 0}
-    flat = [known[value] if value in known else int(value) for value in table.ravel()]
-    return np.array(flat, dtype=np.int64).reshape(table.shape)
+    try:
+        return np.fromiter(map(known.__getitem__, row[1:]), np.int8, len(columns))
+    except KeyError:
+        odd = next(number for number, value in enumerate(row[1:]) if value not in known)
+        raise InputError(
+            f"{file.name}: {row[0]!r} has {columns[odd]} = {row[odd + 1]!r}; attributes are −1 or 1, or 0 or 1."
+        ) from None
 
 
 def _attributes_csv(file: Path) -> tuple[list[str], list[str], np.ndarray]:

@@ -26,6 +26,8 @@ EXTENSIONS = frozenset({
 
 ACCEPTED = "a folder, a list of paths, a list of PIL images, a Hugging Face data set or a uint8 array (n, h, w, 3)"
 
+# How Pillow's messages name the file: an object's address or a path of this machine, which tells the user nothing.
+_PLACE = re.compile(r"<_io[^>]*>|'[^']*[\\/][^']*'")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -83,7 +85,7 @@ class Images:
         try:
             return self._reader.read(int(self._ids[input_id]))
         except Exception as error:  # a broken picture makes a decoder raise whatever it likes
-            reason = re.sub(r"<_io[^>]*>|'[^']*[\\/][^']*'", "the file", str(error)) or type(error).__name__
+            reason = _PLACE.sub("", str(error)).strip() or type(error).__name__
             raise InputError(
                 f"image {self._keys[input_id]!r} of {self.name!r} cannot be read: {reason}. "
                 "Repair or remove it; collecting activations skips and lists such images."

@@ -1,7 +1,8 @@
 """The two small models that are shipped inside the package.
 
 Owns where they lie and how they are opened with the library they belong to (open_clip; the language model's folder
-is a Hugging Face one, and finding it does not import open_clip). Hooking them is `load_clip("demo")` and `load_lm("demo")`.
+is a Hugging Face one, and finding it does not import open_clip). Hooking them is `load_clip("demo")` and
+`load_lm("demo")`.
 """
 
 from __future__ import annotations
