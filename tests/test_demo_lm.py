@@ -19,6 +19,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nb_sae
+from nb_sae.data import docstrings
 from nb_sae.data.texts import demo_texts
 
 FOLDER = Path(nb_sae.__file__).parent / "assets" / "demo_lm"
@@ -142,3 +143,55 @@ def test_demo_lm_folder_is_small_and_names_no_place():
         assert b"name_or_path" not in text
         if path.suffix == ".json":
             json.loads(text)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(nb_sae.__file__).parents[1] / "scripts"))
+
+
+def test_training_script_writes_a_folder_that_loads_and_its_card(tmp_path, monkeypatch, capsys, scripts):
+    import demo_lm_corpus
+    import train_demo_lm
+
+    source = demo_lm_corpus.Source("Python standard library", "3", "PSF-2.0", documents=300)
+    documents = docstrings.standard_library()[:300]
+    held_out = [document for document in documents if docstrings.is_held_out(document.text)]
+    train = [document for document in documents if not docstrings.is_held_out(document.text)]
+    corpus = demo_lm_corpus.Corpus(train, held_out, held_out, [source])
+    monkeypatch.setattr(train_demo_lm, "collect_corpus", lambda pyproject: corpus)
+    sizes = {"steps": 2, "vocabulary": 300, "width": 16, "layers": 1, "heads": 2, "batch": 2, "seed": 5}
+    small = [f"--{name}={value}" for name, value in sizes.items()] + ["--precision=fp32"]
+    monkeypatch.setattr("sys.argv", ["train_demo_lm.py", "--out", str(tmp_path / "lm"), *small])
+    train_demo_lm.main()
+    written = {path.name for path in (tmp_path / "lm").iterdir()}
+    assert written == {path.name for path in FOLDER.iterdir()}
+    model = AutoModelForCausalLM.from_pretrained(str(tmp_path / "lm"))
+    assert model.dtype == torch.float16
+    assert len(AutoTokenizer.from_pretrained(str(tmp_path / "lm"))) == 300
+    card = (tmp_path / "lm" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "2 steps" in card
+    assert "--seed 5 --steps 2" in card
+    assert str(tmp_path) not in "".join(p.read_text(errors="replace") for p in (tmp_path / "lm").iterdir())
+    assert not [path for path in tmp_path.iterdir() if path.name != "lm"]
+
+
+def test_corpus_keeps_held_out_documents_and_their_lines_out_of_training(monkeypatch, scripts):
+    import demo_lm_corpus
+
+    line = "This is a line that stands in two documents, and it is long enough to matter."
+    variants = [f"{line}\nThe end of this one is told by the word {'x' * n} alone." for n in range(1, 200)]
+    first = next(text for text in variants if docstrings.is_held_out(text))
+    second = next(text for text in variants if not docstrings.is_held_out(text))
+    documents = (
+        docstrings.Document("b", second),
+        docstrings.Document("a", first),
+        docstrings.Document("c", first.upper()),
+    )
+    monkeypatch.setattr(demo_lm_corpus, "standard_library", lambda: documents)
+    monkeypatch.setattr(demo_lm_corpus, "_language_reference", lambda: iter(()))
+    monkeypatch.setattr(demo_lm_corpus, "dependency_closure", lambda pyproject: [])
+    corpus = demo_lm_corpus.collect_corpus(Path("pyproject.toml"))
+    assert [document.key for document in corpus.held_out] == ["a"]
+    assert [document.key for document in corpus.train] == ["b"]
+    assert line not in "".join(document.text for document in corpus.train)
