@@ -170,6 +170,14 @@ def test_run_to_inside_another_capture_stops_only_itself(tower):
     assert set(outer) == {"first", "last"}
 
 
+def test_an_outer_stop_passes_through_an_inner_one(tower):
+    with capture(tower, "first", stop=True) as outer, torch.no_grad():
+        run_to(tower, ["block"], lambda: tower(batch()))
+        pytest.fail("the outer block goes on after its own stop")
+    assert set(outer) == {"first"}
+    assert hook_count(tower) == 0
+
+
 def test_asking_for_a_site_that_did_not_run_says_so(tower):
     with capture(tower, "first") as seen:
         pass
@@ -350,8 +358,13 @@ def test_feature_maps_are_tokens_row_by_row_and_go_back(layout):
     rows = run_to(model, "conv", lambda: model(pixels))["conv"]
     assert rows.shape == (2, 4 * 6, WIDTH)
     torch.testing.assert_close(rows[:, 1 * 6 + 2], model.conv(pixels)[:, :, 1, 2])
-    with intervene(model, {"conv": lambda x: x}):
+    given = []
+    seen = model.second.register_forward_pre_hook(lambda module, args: given.append(args[0].stride()))
+    model(pixels)
+    with intervene(model, {"conv": lambda x: x.contiguous()}):
         assert torch.equal(model(pixels), expected)
+    seen.remove()
+    assert given[0] == given[1]  # the same layout, so the next convolution computes the same bits
 
     def blank_one(x: Tensor) -> Tensor:
         x[:, 1 * 6 + 2] = 0
@@ -361,6 +374,20 @@ def test_feature_maps_are_tokens_row_by_row_and_go_back(layout):
         changed = (model(pixels) != expected).any(1)
     assert changed[:, 1, 2].all()
     assert changed.sum() == 2
+
+
+def test_channels_last_axes_are_not_taken_for_a_feature_map():
+    class Axes(Maps):
+        def __init__(self) -> None:
+            super().__init__()
+            self.moved = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.moved(self.conv(x).permute(0, 2, 3, 1))
+
+    model = Axes()
+    with pytest.raises(ShapeError, match=r"\(2, 4, 4, 6\), which looks like \(batch, h, w, channel\)"):
+        run_to(model, "moved", lambda: model(torch.randn(2, 3, 8, 8)))
 
 
 def test_four_axes_without_convolutions_are_no_feature_map():

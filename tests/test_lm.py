@@ -65,7 +65,7 @@ def byte_level(**settings) -> transformers.PreTrainedTokenizerFast:
     if settings.pop("adds_start", False):
         raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, eos_token="<|end|>", bos_token="<s>", model_max_length=10, **settings
+        tokenizer_object=raw, eos_token="<|end|>", model_max_length=10, **{"bos_token": "<s>"} | settings
     )
 
 
@@ -239,6 +239,8 @@ def test_start_tokens_are_added_to_every_window_only_if_the_tokenizer_adds_them(
     assert (prepared.tensor[:, 0] == 1).all()
     assert prepared.special[:, 0].all()
     assert not prepared.special[0, 1:].any()
+    unnamed = load_lm(loaded["gpt2"].module, tokenizer=byte_level(adds_start=True, bos_token=None), context_tokens=6)
+    assert unnamed.preprocessor("text")(CORPUS[0]).special[:, 0].all()
     with pytest.raises(ConfigError, match="leaves no room"):
         lm.preprocessor("text", context_tokens=1)
 
