@@ -23,6 +23,7 @@ export class VirtualList {
   #length = 0;
   #chosen = -1;
   #frame = 0;
+  #height = 0;
 
   constructor(private readonly options: ListOptions) {
     this.element = h(
@@ -30,11 +31,13 @@ export class VirtualList {
       { class: "nbs-list", role: "listbox", tabindex: "0", "aria-label": options.label },
       this.#space,
     );
+    // A host may move us in its page, which sets the position back without a scroll event.
+    this.element.addEventListener("pointerenter", () => this.#later());
     this.element.addEventListener("scroll", () => this.#later(), { passive: true });
     this.element.addEventListener("keydown", (event) => this.#onKey(event));
     this.element.addEventListener("click", (event) => this.#onClick(event));
     if (typeof ResizeObserver !== "undefined") {
-      this.#observer = new ResizeObserver(() => this.#later());
+      this.#observer = new ResizeObserver(() => this.#resized());
       this.#observer.observe(this.element);
     }
   }
@@ -121,6 +124,14 @@ export class VirtualList {
     if (above > 2 * rowHeight || below > 2 * rowHeight) this.element.scrollTop = top - (height - rowHeight) / 2;
     else if (above > 0) this.element.scrollTop -= above;
     else if (below > 0) this.element.scrollTop += below;
+  }
+
+  /** The first size comes after the host attached us: only now can the chosen row be brought into view. */
+  #resized(): void {
+    const height = this.element.clientHeight;
+    if (this.#height === 0 && height > 0 && this.#chosen >= 0) this.#reveal(this.#chosen);
+    this.#height = height;
+    this.#later();
   }
 
   #later(): void {

@@ -110,7 +110,7 @@ function drawHead(head: HTMLElement, { about, latents }: Panel, latent: number):
   const k = about.budgets[level];
   const rows = latents.active_rows[latent] ?? 0;
   const facts = h(
-    "dl",
+    "div",
     { class: "nbs-facts" },
     fact("Density", percent(latents.density[latent] ?? 0), `${count(rows)} of ${count(about.rows)} rows`),
     fact("Largest", dead ? "–" : sig3(latents.max[latent] ?? 0), "activation"),
@@ -120,8 +120,9 @@ function drawHead(head: HTMLElement, { about, latents }: Panel, latent: number):
   head.replaceChildren(title, facts);
 }
 
+/** Plain elements: hosts style definition lists in ways of their own. */
 function fact(term: string, value: string, unit: string): HTMLElement {
-  return h("div", {}, h("dt", {}, term), h("dd", {}, h("b", {}, value), h("span", {}, unit)));
+  return h("div", {}, h("span", {}, term), h("b", {}, value), h("span", {}, unit));
 }
 
 function neverFired({ about }: Panel, latent: number): HTMLElement {
