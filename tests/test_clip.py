@@ -487,3 +487,12 @@ def test_own_module_without_preprocessing_or_towers_says_what_is_missing():
         load_clip(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="its own weights"):
         load_clip(module, "openai")
+
+
+def test_the_demo_clip_is_there_with_its_own_words():
+    clip = load_clip(device="cpu")
+    assert clip.name == "demo-clip"
+    assert clip.site("visual.transformer.resblocks.0", "image").grid == (8, 8)
+    prepared = clip.preprocessor("text")("a smiling face with a hat")
+    words = "".join(clip.token_strings(prepared.tensor[~prepared.special].tolist()))
+    assert words.strip() == "a smiling face with a hat"
