@@ -243,7 +243,7 @@ def _announce(jobs: Sequence[SiteJob], per_input: dict[str, float], options: Col
         _say(
             options,
             f"{job.site.name} of {request.model}, {request.dtype}: {request.inputs:,} {request.modality}s × "
-            f"{about}{rows:,.4g} row{'' if rows == 1 else 's'} × {job.site.width:,} × {item} bytes = "
+            f"{about}{_count(rows)} row{'' if rows == 1 else 's'} × {job.site.width:,} × {item} bytes = "
             f"{about}{readable_bytes(size)} in {job.folder}{resumed}",
         )
         left = 1 - done / max(job.manifest.shard_count, 1)
@@ -254,6 +254,10 @@ def _announce(jobs: Sequence[SiteJob], per_input: dict[str, float], options: Col
             f"Collecting needs {readable_bytes(need)} on the disk of {jobs[0].folder}, {readable_bytes(free)} are "
             "free. Free some space, take fewer inputs or sites, or tokens='cls'."
         )
+
+
+def _count(rows: float) -> str:
+    return f"{rows:,.0f}" if rows >= 100 or rows == int(rows) else f"{rows:.3g}"
 
 
 def free_bytes(path: Path) -> int:

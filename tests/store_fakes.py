@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from nb_sae.types import Modality, Prepared, Site
 
 WIDTH = 8
 GRID = (2, 2)
+SMALL = {"batch_inputs": 4, "inputs_per_shard": 8, "workers": 0, "progress": False}
 PAD, BOS = 0, 1
 
 
@@ -125,6 +127,15 @@ class FakeModel:
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         return [chr(one) for one in ids]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Of every file below a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def main() -> None:

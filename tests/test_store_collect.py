@@ -1,21 +1,17 @@
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from store_fakes import GRID, WIDTH, FakeInputs, FakeModel, colours, prepare_image
+from store_fakes import GRID, SMALL, WIDTH, FakeInputs, FakeModel, colours, hashes, prepare_image
 
-from nb_sae import collect, store_files
+from nb_sae import collect, decode
 from nb_sae.errors import (
     ConfigError,
     HookError,
@@ -27,17 +23,6 @@ from nb_sae.errors import (
     StoreError,
 )
 from nb_sae.store import ActivationStore
-
-SMALL = {"batch_inputs": 4, "inputs_per_shard": 8, "workers": 0, "progress": False}
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """Of every file below a folder."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def oracle(model: FakeModel, inputs: FakeInputs) -> torch.Tensor:
@@ -120,105 +105,6 @@ def test_worker_processes_give_the_same_bytes_as_none(tmp_path):
             FakeModel(), inputs, site="tokens", path=tmp_path / str(workers), **{**SMALL, "workers": workers}
         )
     assert hashes(tmp_path / "0") == hashes(tmp_path / "2")
-
-
-# ── resuming ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_an_interrupted_collection_resumes_and_ends_with_the_same_bytes(tmp_path, capsys):
-    inputs = FakeInputs([*colours(30), None, *colours(10)])
-    ActivationStore.collect(FakeModel(), inputs, site="tokens", path=tmp_path / "whole", **SMALL)
-
-    def interrupt(number: int) -> None:
-        if number == 6:
-            raise KeyboardInterrupt
-
-    model = FakeModel()
-    model.on_call = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        ActivationStore.collect(
-            model, inputs, site="tokens", path=tmp_path / "part", **{**SMALL, "progress": True}
-        )  # fmt: skip
-    assert "2 of 6 shards are kept" in capsys.readouterr().out
-    with pytest.raises(StoreError, match=r"2 of 6 shards .* again with the same"):
-        ActivationStore.open(tmp_path / "part")
-    again = FakeModel()
-    ActivationStore.collect(again, inputs, site="tokens", path=tmp_path / "part", **SMALL)
-    assert len(again.calls) == 7  # four shards of two batches, the last one short: only what was missing
-    assert hashes(tmp_path / "part") == hashes(tmp_path / "whole")
-
-
-def test_a_killed_collection_resumes_and_ends_with_the_same_bytes(tmp_path):
-    script = Path(__file__).parent / "store_fakes.py"
-    ActivationStore.collect(FakeModel(), FakeInputs(colours(40)), site="tokens", path=tmp_path / "whole", **SMALL)
-    process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "part")])
-    deadline = time.monotonic() + 40
-    while not (tmp_path / "part" / "partial" / "part-00001.json").exists():
-        assert process.poll() is None, "ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with pytest.raises(StoreError, match="incomplete"):
-        ActivationStore.open(tmp_path / "part")
-    model = FakeModel()
-    ActivationStore.collect(model, FakeInputs(colours(40)), site="tokens", path=tmp_path / "part", **SMALL)
-    assert 0 < len(model.calls) < 10
-    assert hashes(tmp_path / "part") == hashes(tmp_path / "whole")
-
-
-def test_a_failure_at_any_write_leaves_a_store_that_resumes(tmp_path, monkeypatch):
-    inputs = FakeInputs(colours(12))
-    ActivationStore.collect(FakeModel(), inputs, site=["tokens", "pooled"], path=tmp_path / "whole", **SMALL)
-    expected = hashes(tmp_path / "whole")
-    replace, moves = os.replace, 0
-    for fail_at in range(1, 40):
-        moves = 0
-
-        def failing(source: str, target: str, fail_at: int = fail_at) -> None:
-            nonlocal moves
-            moves += 1
-            if moves == fail_at:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            replace(source, target)
-
-        path = tmp_path / f"at-{fail_at}"
-        monkeypatch.setattr(store_files.os, "replace", failing)
-        try:
-            ActivationStore.collect(FakeModel(), inputs, site=["tokens", "pooled"], path=path, **SMALL)
-        except (StoreError, OSError):
-            monkeypatch.setattr(store_files.os, "replace", replace)
-            ActivationStore.collect(FakeModel(), inputs, site=["tokens", "pooled"], path=path, **SMALL)
-            assert hashes(path) == expected
-        else:
-            break
-    assert fail_at > 15, "too few writes were seen"
-
-
-def test_a_full_disk_is_named_and_what_was_finished_stays(tmp_path, monkeypatch):
-    write = store_files.write_rows
-
-    def full(path: Path, *arguments: object, **settings: object) -> store_files.FileMark:
-        if "00002" in path.name:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, *arguments, **settings)
-
-    monkeypatch.setattr(store_files, "write_rows", full)
-    with pytest.raises(StoreError, match=r"No space is left .* 2 of 3 shards are kept"):
-        ActivationStore.collect(FakeModel(), FakeInputs(colours(20)), site="tokens", path=tmp_path / "s", **SMALL)
-
-
-def test_a_damaged_finished_shard_is_collected_again_on_resume(tmp_path):
-    inputs = FakeInputs(colours(24))
-    ActivationStore.collect(FakeModel(), inputs, site="tokens", path=tmp_path / "whole", **SMALL)
-    model = FakeModel()
-    model.on_call = lambda number: (_ for _ in ()).throw(KeyboardInterrupt) if number == 6 else None
-    with pytest.raises(KeyboardInterrupt):
-        ActivationStore.collect(model, inputs, site="tokens", path=tmp_path / "part", **SMALL)
-    shard = tmp_path / "part" / "shard-00000.safetensors"
-    shard.write_bytes(shard.read_bytes()[:-5])
-    ActivationStore.collect(FakeModel(), inputs, site="tokens", path=tmp_path / "part", **SMALL)
-    assert hashes(tmp_path / "part") == hashes(tmp_path / "whole")
 
 
 # ── what is already there ───────────────────────────────────────────────────────────────────────────────────────
@@ -445,3 +331,14 @@ def test_site_folders_never_collide_or_leave_the_path(tmp_path):
     assert len({str(folder).casefold() for folder in folders}) == 5
     assert all(folder.parent == tmp_path and folder.name not in (".", "..") for folder in folders)
     assert folders[-1].name == "blocks.3.hook_resid_post"
+
+
+def test_default_workers_follow_the_job_and_the_shared_memory(monkeypatch):
+    monkeypatch.setattr(decode.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    assert decode.default_workers("image", 10_000, batch_bytes=0) == 4
+    assert decode.default_workers("image", 100, batch_bytes=0) == 0
+    assert decode.default_workers("text", 10_000, batch_bytes=0) == 0
+    monkeypatch.setattr(decode, "_SHARED_MEMORY", Path("/"))
+    monkeypatch.setattr(decode.shutil, "disk_usage", lambda path: SimpleNamespace(free=64_000_000))
+    assert decode.default_workers("image", 10_000, batch_bytes=5_000_000) == 2
+    assert decode.default_workers("image", 10_000, batch_bytes=50_000_000) == 0
