@@ -242,8 +242,11 @@ class _Run:
         manager, loop = self._client.km, self._loop
         if manager is None or loop is None or not isinstance(manager, AsyncKernelManager):
             return
-        ask = manager.interrupt_kernel() if self._interrupts == 1 else manager.shutdown_kernel(now=True)
-        asyncio.run_coroutine_threadsafe(ask, loop)
+
+        async def ask() -> None:
+            await (manager.interrupt_kernel() if self._interrupts == 1 else manager.shutdown_kernel(now=True))
+
+        asyncio.run_coroutine_threadsafe(ask(), loop)
 
     def _before(self, cell: NotebookNode, cell_index: int) -> None:
         del cell
