@@ -14,6 +14,7 @@ window.nbsaeDrawnAt = new Promise((resolve) => {
   const painted = (canvas) => canvas.width > 0 && canvas.getContext('2d')
       .getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value > 0);
   const look = () => {
+    if (performance.now() > 20_000) return resolve(Infinity);
     if (![...document.querySelectorAll('canvas.nbs-heat')].some(painted)) return requestAnimationFrame(look);
     // Two frames later the picture is on the screen.
     requestAnimationFrame(() => requestAnimationFrame(() => resolve(performance.now())));
@@ -34,7 +35,10 @@ async ([root, latents]) => {
     const start = performance.now();
     row.click();
     while (root.querySelector('.nbs-title h3')?.textContent.trim().split(' ')[1] !== String(latent)
-        || !root.querySelector('.nbs-examples')) await frame();
+        || !root.querySelector('.nbs-examples')) {
+      if (performance.now() - start > 10_000) throw new Error(`latent ${latent} was not drawn within 10 s`);
+      await frame();
+    }
     await frame();
     await frame();
     times.push(performance.now() - start);
@@ -69,6 +73,10 @@ class FeaturePage:
             "rows => rows.map(row => [row.offsetTop, Number(row.querySelector('.nbs-col-latent').textContent)])"
         )
         return [latent for _, latent in sorted(numbered)]
+
+    def only_saved(self) -> None:
+        """Leave only the latents whose cards are inside the report."""
+        self.root.get_by_label(re.compile(r"^Only the \d+ saved")).check()
 
     def expect_latent(self, latent: int) -> None:
         """Wait until the card is this latent's."""
