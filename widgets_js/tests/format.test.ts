@@ -57,7 +57,8 @@ describe("scales", () => {
   });
 
   it("a long text opens around its peak", () => {
-    expect(folded(20, 3)).toEqual([0, 18]);
+    expect(folded(20, 3)).toEqual([0, 20]);
+    expect(folded(30, 3)).toEqual([0, 18]);
     expect(folded(500, 200)).toEqual([172, 215]);
     expect(folded(500, -1)).toEqual([0, 42]);
   });

@@ -8,6 +8,7 @@ import type { Card, Example } from "./tables";
 
 const BEFORE = 28;
 const AFTER = 14;
+const HANDFUL = 6;
 
 export function textsPanel(
   root: HTMLElement,
@@ -27,8 +28,10 @@ export function textsPanel(
 
 /** Which tokens are shown at first: a window around the peak, or all where they are few. */
 export function folded(tokens: number, peak: number): [number, number] {
-  if (peak < 0) return [0, Math.min(tokens, BEFORE + AFTER)];
-  return [Math.max(0, peak - BEFORE), Math.min(tokens, peak + AFTER + 1)];
+  const from = peak < 0 ? 0 : peak - BEFORE;
+  const to = peak < 0 ? BEFORE + AFTER : peak + AFTER + 1;
+  // A button that opens a handful of tokens takes more room than they do.
+  return [from <= HANDFUL ? 0 : from, to >= tokens - HANDFUL ? tokens : to];
 }
 
 function passage(panel: Panel, card: Card, example: Example, readout: Readout, shades: (() => void)[]): HTMLElement {
