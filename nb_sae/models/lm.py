@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -214,9 +215,24 @@ def _pretrained(source: str, *, dtype: torch.dtype) -> nn.Module:
     else:
         loader = transformers.AutoModelForMaskedLM if "MaskedLM" in kinds else transformers.AutoModel
     try:
-        return loader.from_pretrained(source, dtype=dtype)
+        with _quiet_loading():
+            return loader.from_pretrained(source, dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise _not_loaded(source, error) from error
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' bar for reading weights from disk, which stays in executed notebooks and says nothing."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _tokenizer(source: Any) -> Any:
