@@ -164,19 +164,15 @@ def _draw_age(face: Sitter) -> None:
     if "Young" in face.has:
         return
     canvas, yaw = face.canvas, face.yaw
-    crease = mix(face.skin, (60, 40, 50), 0.62)
-    for y, width in ((-0.74, 0.26), (-0.62, 0.33)):
-        canvas.stroke(arc(yaw + 1j * (y + 0.03), width, 0.05, 0.55, 0.95), crease, 0.05)
+    crease = mix(face.skin, (50, 34, 44), 0.75)
+    for y, width in ((-0.78, 0.26), (-0.66, 0.36), (-0.54, 0.3)):
+        canvas.stroke(arc(yaw + 1j * (y + 0.03), width, 0.06, 0.55, 0.95), crease, 0.06)
     for side in (-1, 1):
         corner = yaw + side * 0.34
-        canvas.fill(oval(corner + 0.13j, 0.19, 0.08), (*mix(face.skin, (80, 50, 90), 0.55), 150))
-        canvas.stroke(arc(corner + 0.1j, 0.21, 0.13, 0.1, 0.4, 8), crease, 0.05)
-        canvas.stroke(
-            smooth([yaw + side * 0.2 + 0.24j, yaw + side * 0.4 + 0.4j, yaw + side * 0.45 + 0.62j], False), crease, 0.055
-        )
-        for dy in (-0.1, 0.06):
-            start = yaw + side * 0.57 + 1j * (-0.08 + dy * 0.5)
-            canvas.stroke([start, start + side * 0.13 + 1j * dy], crease, 0.045)
+        canvas.fill(oval(corner + 0.16j, 0.24, 0.12), (*mix(face.skin, (80, 50, 90), 0.65), 190))
+        canvas.stroke(arc(corner + 0.12j, 0.25, 0.17, 0.06, 0.44, 8), crease, 0.06)
+        fold = [0.22 + 0.28j, 0.42 + 0.44j, 0.46 + 0.78j]
+        canvas.stroke(smooth([yaw + side * z.real + 1j * z.imag for z in fold], False), crease, 0.075)
 
 
 def _jaw(face: Sitter, top: float, inner: float) -> Points:
@@ -221,13 +217,12 @@ def _draw_mustache(face: Sitter) -> None:
 
 def _draw_nose(face: Sitter) -> None:
     canvas, at = face.canvas, face.yaw * 1.4
-    tone, line = mix(face.skin, (150, 60, 50), 0.3), mix(face.skin, INK, 0.62)
+    tone, line = mix(face.skin, (206, 70, 60), 0.45), mix(face.skin, INK, 0.66)
     if "Big_Nose" in face.has:
-        shape = smooth(
-            [-0.13j, 0.12 + 0.02j, 0.27 + 0.18j, 0.2 + 0.32j, 0.34j, -0.2 + 0.32j, -0.27 + 0.18j, -0.12 + 0.02j]
-        )
-        canvas.fill(shape + at, tone, line, 0.05)
-        canvas.fill(oval(at - 0.06 + 0.08j, 0.05, 0.07), mix(tone, (255, 255, 255), 0.4))
+        half = [-0.16j, 0.13 + 0.0j, 0.33 + 0.18j, 0.27 + 0.34j, 0.38j]
+        shape = np.array([*half, *(complex(-z.real, z.imag) for z in half[3:0:-1])])
+        canvas.fill(smooth(shape) + at, tone, line, 0.06)
+        canvas.fill(oval(at - 0.08 + 0.1j, 0.07, 0.08), mix(tone, (255, 255, 255), 0.5))
     elif face.rng.random() < 0.5:
         canvas.stroke(arc(at + 0.17j, 0.075, 0.06, 0.02, 0.48, 7), line, 0.045)
     else:
@@ -241,7 +236,7 @@ def _draw_mouth(face: Sitter) -> None:
     lips = face.pick(LIPSTICKS) if painted else mix(face.skin, (130, 50, 50), 0.5)
     inside, teeth = (88, 16, 26), (255, 255, 250)
     lip_width = 0.13 if painted else 0.055
-    wide = face.between(0.38, 0.46)
+    wide = face.between(0.42, 0.5)
     if smiling and opened:
         top = arc(at - 0.12j, wide, 0.05, 0.5, 0.0, 10)
         shape = np.concatenate([top, arc(at - 0.12j, wide, 0.4, 0.0, 0.5, 14)])
@@ -254,17 +249,17 @@ def _draw_mouth(face: Sitter) -> None:
         edge = oval(at + 0.03j, 0.17, 0.19)
         canvas.stroke(np.append(edge, edge[:2]), lips, lip_width)
     else:
-        bend = 0.26 if smiling else -face.between(0.0, 0.12)
+        bend = 0.4 if smiling else -face.between(0.02, 0.16)
         if not smiling:
-            wide *= 0.75
+            wide *= 0.66
         x = np.linspace(-wide, wide, 13)
         curve = at + x + 1j * bend * (0.35 - (x / wide) ** 2)
         if painted:
-            bow = 0.1 * (1 - (x / wide) ** 2) * (1 + 0.0 * x)
+            bow = 0.1 * (1 - (x / wide) ** 2)
             canvas.fill(np.concatenate([curve - 1j * bow * 1.1, (curve + 1.5j * bow)[::-1]]), lips, lips, 0.06)
             canvas.stroke(curve, mix(lips, INK, 0.65), 0.035)
         else:
-            canvas.stroke(curve, mix(lips, INK, 0.45), 0.075)
+            canvas.stroke(curve, mix(lips, INK, 0.55), 0.09)
         if smiling:
             for end in (curve[0], curve[-1]):
                 canvas.stroke([end - 0.06 - 0.02j, end + 0.06 - 0.02j], mix(face.skin, INK, 0.5), 0.045)
@@ -302,19 +297,19 @@ def _draw_eyes(face: Sitter) -> None:
 
 def _draw_brows(face: Sitter) -> None:
     has = face.has
-    colour = mix(face.hair, INK, 0.45)
+    colour = mix(face.hair, INK, 0.55)
     bushy, arched = "Bushy_Eyebrows" in has, "Arched_Eyebrows" in has
     slant = face.between(-0.05, 0.05)
-    rise = 0.24 if arched else 0.0
-    lift = -0.36 if arched else -0.4
+    rise = 0.3 if arched else 0.0
+    lift = -0.34 if arched else -0.38
     for side in (-1, 1):
-        inner, outer = 0.15, 0.54
+        inner, outer = (0.11, 0.58) if bushy else (0.17, 0.52)
         x = np.linspace(inner, outer, 9)
         u = (x - inner) / (outer - inner)
-        y = lift - rise * np.sin(np.pi * u**0.9) + slant * (u - 0.5)
+        y = lift - rise * (1 - np.abs(2 * u - 1) ** 1.5) + slant * (u - 0.5)
         curve = face.yaw + side * x + 1j * y
         if bushy:
-            face.canvas.stroke(curve, colour, 0.17)
+            face.canvas.stroke(curve, colour, 0.21)
             for point in curve[1::2]:
                 face.canvas.stroke([point + 0.04j, point + side * 0.06 - 0.14j], colour, 0.06)
         else:
@@ -344,10 +339,10 @@ def _draw_earrings(face: Sitter) -> None:
     for side in (-1, 1):
         lobe = side * face.rx * 1.07 + 0.26j
         if kind < 0.4:
-            ring = oval(lobe + 0.2j, 0.15, 0.19)
-            canvas.stroke(np.append(ring, ring[:2]), edge, 0.12)
-            canvas.stroke(np.append(ring, ring[:2]), colour, 0.07)
+            ring = oval(lobe + 0.24j, 0.2, 0.25)
+            canvas.stroke(np.append(ring, ring[:2]), edge, 0.18)
+            canvas.stroke(np.append(ring, ring[:2]), colour, 0.11)
         elif kind < 0.7:
-            canvas.fill(oval(lobe + 0.1j, 0.14, 0.15), colour, edge, 0.04)
+            canvas.fill(oval(lobe + 0.14j, 0.2, 0.21), colour, edge, 0.04)
         else:
-            canvas.fill(lobe + 0.16 * np.array([0, 0.8 + 1.6j, 2.9j, -0.8 + 1.6j]), colour, edge, 0.04)
+            canvas.fill(lobe + 0.22 * np.array([0, 0.8 + 1.6j, 2.9j, -0.8 + 1.6j]), colour, edge, 0.04)

@@ -29,6 +29,8 @@ def draw_hair_back(face: Sitter) -> None:
     elif "Straight_Hair" in face.has:
         body = np.asarray(outline)
     face.canvas.fill(body, face.hair, dark, max(face.line_width, 0.04))
+    if "Wavy_Hair" in face.has:
+        _curls(face, body[(np.abs(body.real) > face.rx - 0.05) | (body.imag < -0.7)], dark)
     if low > 0.8:
         _strands(face, dark, low)
     elif face.rng.random() < 0.2 and "Wearing_Hat" not in face.has:
@@ -58,7 +60,7 @@ def draw_hair_front(face: Sitter) -> None:
         crown = crown + 0.1j * (np.arange(len(crown)) % 6 == 3) * -1.0
     inner = rx - 0.1
     if "Bangs" in has:
-        low, teeth = -0.42, 7
+        low, teeth = -0.5, 7
         x = np.linspace(inner, -inner, 2 * teeth + 1)
         drop = np.where(np.arange(2 * teeth + 1) % 2 == 0, -0.1, 0.02)
         hairline = x + 1j * (low + (drop if straight else 0.0) - 0.05 * (x / inner) ** 2)
@@ -147,24 +149,31 @@ def _box(left: float, right: float, top: float, bottom: float) -> Points:
 
 
 def _strands(face: Sitter, dark: tuple[int, ...], low: float) -> None:
-    """Lines along the hanging hair: straight, wavy, or none."""
+    """Lines along straight hanging hair."""
+    light = mix(face.hair, (255, 255, 255), 0.45)
     y = np.linspace(-0.3, low - 0.06, 14)
     for side in (-1, 1):
-        for out in (0.02, 0.13):
+        for number, out in enumerate((0.0, 0.08, 0.16)):
             x = side * (face.rx + out + 0.06 * (y > 0.6))
-            if "Wavy_Hair" in face.has:
-                face.canvas.stroke(x + 0.07 * np.sin(9 * y) + 1j * y, dark, 0.05)
-            elif "Straight_Hair" in face.has:
-                face.canvas.stroke(x + 1j * y, dark, 0.04)
+            if "Straight_Hair" in face.has:
+                face.canvas.stroke(x + 1j * y, light if number == 1 else dark, 0.05)
+
+
+def _curls(face: Sitter, along: Points, dark: tuple[int, ...]) -> None:
+    """Ringlets along an outline."""
+    count = max(4, round(float(np.abs(np.diff(along)).sum()) / 0.3))
+    for z in along[np.linspace(0, len(along) - 1, count).astype(int)]:
+        face.canvas.fill(oval(z, 0.17, 0.17), face.hair, dark, 0.05)
+        face.canvas.stroke(arc(z, 0.07, 0.07, 0.1, 0.8, 6), dark, 0.04)
 
 
 def _texture(face: Sitter, dark: tuple[int, ...]) -> None:
-    light = mix(face.hair, (255, 255, 255), 0.35)
+    light = mix(face.hair, (255, 255, 255), 0.45)
     if "Straight_Hair" in face.has:
-        for x in np.linspace(-0.6, 0.6, 7) * face.rx:
-            face.canvas.stroke([0.75 * x - 1.08j, x - 0.8j], dark, 0.04)
+        for number, x in enumerate(np.linspace(-0.72, 0.72, 9) * face.rx):
+            top, end = -1.16 + 0.3 * x * x, -0.72 - 0.12 * (abs(x) < 0.4)
+            face.canvas.stroke([0.75 * x + 1j * top, x + 1j * end], light if number % 2 else dark, 0.06)
     elif "Wavy_Hair" in face.has:
-        for x in np.array([-0.55, -0.18, 0.18, 0.55]) * face.rx:
-            face.canvas.stroke(arc(x - 0.94j, 0.12, 0.1, 0.3, 1.05, 8), dark, 0.05)
+        _curls(face, np.linspace(-0.62, 0.62, 7) * face.rx - 0.98j, dark)
     else:
         face.canvas.stroke(arc(-0.62j, face.rx * 0.72, 0.42, 0.6, 0.72, 7), light, 0.07)

@@ -24,6 +24,9 @@ CLOTHES = (
 )  # fmt: skip
 
 
+SHIRT = (246, 247, 252)
+
+
 def draw_background(canvas: Canvas, rng: np.random.Generator) -> None:
     """Cover the whole canvas with a plain colour, a gradient or a pattern."""
     one, other = (_pick(rng, PAPERS), _pick(rng, PAPERS))
@@ -59,7 +62,7 @@ def draw_background(canvas: Canvas, rng: np.random.Generator) -> None:
 def draw_clothes(face: Sitter) -> None:
     """Neck, shoulders, and a necklace or a necktie."""
     canvas, width = face.canvas, face.line_width
-    cloth = face.pick(CLOTHES)
+    cloth = SHIRT if "Wearing_Necktie" in face.has else face.pick(CLOTHES)
     edge = mix(cloth, INK, 0.55)
     neck = 0.36 if "Chubby" in face.has else 0.3
     wide = face.between(1.05, 1.4)
@@ -87,10 +90,10 @@ def draw_clothes(face: Sitter) -> None:
 def _draw_necklace(face: Sitter, neck: float) -> None:
     colour = face.pick(((255, 210, 40), (255, 250, 240), (226, 30, 70), (30, 190, 210)))
     edge = mix(colour, INK, 0.75)
-    chain = arc(1.14j, neck + 0.16, 0.32, -0.02, 0.52, 9)
+    chain = arc(1.1j, neck + 0.22, 0.34, -0.02, 0.52, 8)
     for bead in chain:
-        face.canvas.fill(oval(bead, 0.1, 0.1)[::3], colour, edge, 0.035)
-    face.canvas.fill(oval(1.52j, 0.12, 0.13)[::3], colour, edge, 0.04)
+        face.canvas.fill(oval(bead, 0.14, 0.14)[::3], colour, edge, 0.04)
+    face.canvas.fill(oval(1.5j, 0.17, 0.17)[::3], colour, edge, 0.04)
 
 
 def _draw_necktie(face: Sitter, neck: float) -> None:
@@ -99,13 +102,13 @@ def _draw_necktie(face: Sitter, neck: float) -> None:
     white = (250, 250, 252)
     for side in (-1, 1):
         flap = np.array(
-            [side * (neck + 0.08) + 1.14j, side * 0.05 + 1.36j, side * 0.34 + 1.62j, side * (neck + 0.22) + 1.32j]
+            [side * (neck + 0.1) + 1.02j, side * 0.06 + 1.26j, side * 0.46 + 1.6j, side * (neck + 0.34) + 1.2j]
         )
         canvas.fill(flap, white, INK, 0.04)
     canvas.fill(
-        np.array([-0.13 + 1.28j, 0.13 + 1.28j, 0.09 + 1.44j, 0.26 + 2.3j, -0.26 + 2.3j, -0.09 + 1.44j]), tie, INK, 0.045
+        np.array([-0.2 + 1.14j, 0.2 + 1.14j, 0.13 + 1.34j, 0.32 + 2.2j, -0.32 + 2.2j, -0.13 + 1.34j]), tie, INK, 0.045
     )
-    canvas.stroke([-0.1 + 1.45j, 0.1 + 1.45j], mix(tie, INK, 0.6), 0.05)
+    canvas.stroke([-0.14 + 1.35j, 0.14 + 1.35j], mix(tie, INK, 0.6), 0.05)
 
 
 def _pick(rng: np.random.Generator, colours: tuple[Colour, ...]) -> Colour:
