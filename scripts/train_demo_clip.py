@@ -13,7 +13,6 @@ import argparse
 import gzip
 import json
 import math
-import sys
 import time
 from collections import Counter
 from functools import partial
@@ -83,9 +82,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--faces", type=int, default=24_000, help="faces to train on")
     parser.add_argument("--held-out", type=int, default=1_000, help="faces to measure on (another seed)")
     parser.add_argument("--steps", type=int, default=2_600)
-    parser.add_argument(
-        "--batch", type=int, default=64, help="faces a step; twice as many in the last quarter"
-    )
+    parser.add_argument("--batch", type=int, default=64, help="faces a step; twice as many in the last quarter")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--merges", type=int, default=400, help="size of the byte-pair vocabulary")
     parser.add_argument("--cache", type=Path, default=None, help="folder that keeps the drawn faces between runs")
@@ -267,7 +264,8 @@ def save(model, out: Path) -> None:
 def model_card(table: pl.DataFrame, recall: dict[int, float], options: argparse.Namespace) -> str:
     rows = "\n".join(f"| {name} | {auc:.3f} | {count} |" for name, auc, count, _ in table.iter_rows())
     failing = ", ".join(table.filter(pl.col("auc") < 0.9)["attribute"].to_list()) or "none"
-    command = " ".join(["python scripts/train_demo_clip.py", *sys.argv[1:]])
+    told = {"seed": options.seed, "faces": options.faces, "steps": options.steps, "batch": options.batch}
+    command = " ".join(["python scripts/train_demo_clip.py", *(f"--{name} {value}" for name, value in told.items())])
     return f"""# The demo CLIP
 
 A small CLIP (open_clip's own model, tokenizer and loss) that knows nothing but the faces that `nb_sae` draws. It is
@@ -279,9 +277,9 @@ made to try the tools on, in seconds and offline; it is of no use on photographs
   {MODEL["vision_cfg"]["width"]}; text transformer, {MODEL["text_cfg"]["layers"]} layers of width
   {MODEL["text_cfg"]["width"]}; embedding {MODEL["embed_dim"]}; {MODEL["text_cfg"]["vocab_size"]} byte-pair tokens of
   its own. Weights in half precision.
-- **Training**: {options.steps:,} steps of {options.batch} and at last {2 * options.batch} faces, AdamW, seed {options.seed}, bfloat16 on a CPU.
-  Until nine tenths of it a linear reading of the attributes from both embeddings adds to open_clip's loss; it is
-  thrown away.
+- **Training**: {options.steps:,} steps of {options.batch} (in the last quarter {2 * options.batch}) faces, AdamW, seed
+  {options.seed}, bfloat16 on a CPU. Until nine tenths of it a linear reading of the attributes from both
+  embeddings adds to open_clip's loss; it is thrown away.
   `{command}`
 - **Measured** on {options.held_out:,} held-out faces (another seed): mean zero-shot AUC
   {table["auc"].mean():.3f} over {len(table)} drawn attributes, below 0.90: {failing}. Own caption among

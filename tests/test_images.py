@@ -191,8 +191,7 @@ def test_photographs_that_scikit_image_carries_can_be_read():
     for number, key in enumerate(photos.keys):
         try:
             readable.append(photos[number])
-        except InputError as error:
-            assert key in str(error)  # some of its TIFF files have no RGB form
+        except InputError:  # some of its TIFF files have no RGB form
             refused.append(key)
     assert len(readable) >= 10
     assert all(photo.mode == "RGB" and min(photo.size) > 1 for photo in readable)
