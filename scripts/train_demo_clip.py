@@ -216,7 +216,7 @@ def train(model, tokenizer, pictures, faces, held, options) -> None:
         recent.append(loss.item())
         if (step + 1) % options.every == 0 or step + 1 == options.steps:
             save(model, options.out)
-            table, recall = evaluate(model, tokenizer, *held, options.seed + 1)
+            table, recall = evaluate(model, tokenizer, held[0], held[1], options.seed + 1)
             worst = ", ".join(f"{name} {auc:.2f}" for name, auc in table.select("attribute", "auc").head(4).iter_rows())
             print(
                 f"step {step + 1}/{options.steps} {time.monotonic() - started:.0f} s loss {np.mean(recent):.3f} "

@@ -7,16 +7,18 @@ tilts everything that is drawn after it, so one set of coordinates serves every 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 Colour = tuple[int, ...]
 """Red, green, blue and, where it is see-through, alpha; 0–255."""
-Points = np.ndarray
+Points = NDArray[np.complexfloating[Any, Any]]
 """Complex numbers, one per point."""
 
-_CIRCLE = np.exp(2j * np.pi * np.arange(36) / 36)
+_CIRCLE: Points = np.exp(2j * np.pi * np.arange(36) / 36)
 _STEPS = np.arange(6) / 6
 # Catmull-Rom: weights of the four neighbouring points at each sixth of a span.
 _SPLINE = 0.5 * np.stack(
@@ -47,13 +49,14 @@ def arc(centre: complex, rx: float, ry: float, start: float, stop: float, points
 
 def smooth(points: Points | Sequence[complex], closed: bool = True) -> Points:
     """A curve through the points (Catmull-Rom), six steps a span."""
-    z = np.asarray(points, dtype=complex)
+    z = np.asarray(points, dtype=np.complex128)
     if closed:
         around = np.stack([np.roll(z, 1), z, np.roll(z, -1), np.roll(z, -2)])
-        return (around.T @ _SPLINE).ravel()
-    padded = np.concatenate([z[:1], z, z[-1:]])
-    around = np.stack([padded[:-3], padded[1:-2], padded[2:-1], padded[3:]])
-    return np.append((around.T @ _SPLINE).ravel(), z[-1])
+    else:
+        padded = np.concatenate([z[:1], z, z[-1:]])
+        around = np.stack([padded[:-3], padded[1:-2], padded[2:-1], padded[3:]])
+    curve: Points = np.dot(around.T, _SPLINE).ravel()
+    return curve if closed else np.concatenate([curve, z[-1:]])
 
 
 def mirror(points: Points) -> Points:

@@ -23,11 +23,11 @@ def draw_hair_back(face: Sitter) -> None:
     flare = 0.12 if low > 0.8 else -0.02
     half = [wide + flare + 1j * low, wide + 0.06 + 1j * (0.5 * low - 0.15), wide + 0.02 - 0.45j, 0.62 * wide - 1.02j]
     outline = _both(half, top=-1.2j - 0.06j * face.rng.random())
-    body = smooth(outline)
+    body: Points = smooth(outline)
     if "Wavy_Hair" in face.has:
         body = _wave(body)
     elif "Straight_Hair" in face.has:
-        body = np.asarray(outline)
+        body = np.asarray(outline, dtype=np.complex128)
     face.canvas.fill(body, face.hair, dark, max(face.line_width, 0.04))
     if "Wavy_Hair" in face.has:
         _curls(face, body[(np.abs(body.real) > face.rx - 0.05) | (body.imag < -0.7)], dark)

@@ -71,7 +71,7 @@ class Images:
     @overload
     def __getitem__(self, input_id: slice | Sequence[int] | np.ndarray) -> Self: ...
     def __getitem__(self, input_id: int | slice | Sequence[int] | np.ndarray) -> Image.Image | Self:
-        if isinstance(input_id, int | np.integer) and not isinstance(input_id, bool):
+        if isinstance(input_id, int | np.integer):
             return self._read(int(input_id))
         return self._take(self._positions(input_id))
 

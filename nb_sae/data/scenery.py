@@ -40,7 +40,7 @@ def draw_background(canvas: Canvas, rng: np.random.Generator) -> None:
     elif kind == 3:
         step = float(rng.uniform(0.12, 0.25))
         for x in np.arange(-1.0, 1.2, 2 * step):
-            canvas.fill(np.array([x, x + step, x + step + 0.7 + 1j, x + 0.7 + 1j]), soft)
+            canvas.fill(np.array([x, x + step, x + step + 0.7 + 1j, x + 0.7 + 1j], dtype=np.complex128), soft)
     elif kind == 4:
         step = float(rng.uniform(0.16, 0.26))
         for x in np.arange(0.05, 1.1, step):

@@ -55,7 +55,8 @@ def demo_clip(folder: Path | None = None) -> tuple[nn.Module, Callable[[Any], Te
     import open_clip
 
     where = folder or demo_clip_folder()
-    model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{where}", precision="fp32", device="cpu")
+    opened: Any = open_clip.create_model_from_pretrained(f"local-dir:{where}", precision="fp32", device="cpu")
+    model, preprocess = opened
     return model.eval(), preprocess, demo_tokenizer(where)
 
 
