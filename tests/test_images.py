@@ -52,6 +52,7 @@ def test_part_of_a_collection_is_a_collection_with_its_own_numbers_and_the_same_
         assert part[0].getpixel((0, 0)) == RED
         assert part.name == "mine"
     assert list(photos[1:][1:].keys) == ["z.webp"]
+    assert (images(photos, name="again").name, photos.name) == ("again", "mine")
     assert len(photos[[]]) == 0
     with pytest.raises(IndexError, match="has 3 images"):
         photos[3]

@@ -133,7 +133,9 @@ def images(source: Any, *, name: str | None = None) -> Images:
         InputError: it holds no image, or is of another kind.
     """
     if isinstance(source, Images):
-        return source
+        same = source[:]
+        same.name = name or source.name
+        return same
     if isinstance(source, str | os.PathLike):
         return _from_folder(Path(source).expanduser(), name)
     if is_hugging_face(source):
