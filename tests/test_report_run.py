@@ -109,7 +109,7 @@ def test_interrupt_keeps_what_was_executed_and_skips_the_rest(tmp_path: Path):
 
 
 def test_parameters_follow_the_tagged_cell_and_replace_its_values(tmp_path: Path):
-    tagged = code("N = 1\nNAME: str = 'a'", tags=("parameters",))
+    tagged = code("N, M = 1, 2\nNAME: str = 'a'", tags=("parameters",))
     path = saved(tmp_path, notebook(tagged, code("print(NAME * N)")))
     result = make_report(path, run=True, parameters={"N": 3, "NAME": "\"'\n\u202e"})
     assert result.stop is None
@@ -140,10 +140,8 @@ def test_notebook_in_another_language_is_shown_but_not_executed(tmp_path: Path):
 
 
 def test_cells_are_labelled_by_comment_heading_or_first_line():
-    made = notebook(
-        code("x = 1"), markdown("# Top\n## *Deep* `dive`"), code("y = 2"), code("# Draw the map.\nz = 3"), code("")
-    )
-    assert cell_labels(made) == ["x = 1", "Top", "Top", "Draw the map", "Top"]
+    cells = [code("x = 1"), markdown("# Top\n## *Deep* `dive`"), code("y = 2"), code("y\ny"), code("# Draw.\nz = 3")]
+    assert cell_labels(notebook(*cells)) == ["x = 1", "Top", "Top", "y", "Draw"]
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

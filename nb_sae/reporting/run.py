@@ -267,19 +267,21 @@ class _Run:
 
 
 def cell_labels(notebook: NotebookNode) -> list[str]:
-    """One line for each cell: its first comment, else the heading above it, else its first line."""
-    labels, heading = [], ""
+    """One line for each cell: its first comment, else the heading it is the first under, else its first line."""
+    labels, heading, taken = [], "", False
     for cell in notebook.cells:
         source = joined(cell.source).strip()
         first = source.splitlines()[0].strip() if source else ""
         if cell.cell_type == "markdown":
             found = re.search(r"^#{1,6}\s+(.+?)\s*#*$", source, flags=re.MULTILINE)
-            heading = re.sub(r"[*_`]", "", found.group(1)) if found else heading
+            if found:
+                heading, taken = re.sub(r"[*_`]", "", found.group(1)), False
             labels.append(heading)
         elif first.startswith("#") and first.strip("#% "):
             labels.append(first.strip("#% ").rstrip("."))
         else:
-            labels.append(heading or first[:60])
+            labels.append(first[:80] if taken or not heading else heading)
+            taken = True
     return labels
 
 
@@ -305,13 +307,14 @@ def _tags(cell: NotebookNode) -> list[str]:
 
 def _assigned_names(source: str) -> set[str]:
     """Names assigned at the top level of a cell."""
-    names: set[str] = set()
+    targets: list[ast.expr] = []
     for statement in ast.parse(source).body:
         if isinstance(statement, ast.Assign):
-            names |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
-        elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            names.add(statement.target.id)
-    return names
+            targets += statement.targets
+        elif isinstance(statement, ast.AnnAssign):
+            targets.append(statement.target)
+    parts = [part for target in targets for part in getattr(target, "elts", [target])]
+    return {part.id for part in parts if isinstance(part, ast.Name)}
 
 
 def _literal(name: str, value: Any) -> str:
