@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import nb_sae as ns
-from nb_sae.decode import Decoder, decoded
+from nb_sae.store.decoding import Decoder, decoded
 from nb_sae.types import HookedModel, Modality
 
 

@@ -26,7 +26,7 @@ _HOME = {
     "demo_texts": "nb_sae.data.texts:demo_texts",
     "celeba": "nb_sae.data.celeba:celeba",
     "demo_faces": "nb_sae.data.faces:demo_faces",
-    "ActivationStore": "nb_sae.store:ActivationStore",
+    "ActivationStore": "nb_sae.store.activation_store:ActivationStore",
     "SAEConfig": "nb_sae.sae.config:SAEConfig",
     "TrainConfig": "nb_sae.sae.config:TrainConfig",
     "Session": "nb_sae.sae.session:Session",
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from nb_sae.sae.dictionary import Dictionary as Dictionary
     from nb_sae.sae.session import Session as Session
     from nb_sae.sae.session import train_sae as train_sae
-    from nb_sae.store import ActivationStore as ActivationStore
+    from nb_sae.store.activation_store import ActivationStore as ActivationStore
     from nb_sae.types import Edit as Edit
     from nb_sae.widgets.base import show as show
     from nb_sae.widgets.feature import FeatureDashboard as FeatureDashboard

@@ -11,7 +11,6 @@ import pytest
 import torch
 from store_fakes import GRID, SMALL, WIDTH, FakeInputs, FakeModel, colours, hashes, prepare_image
 
-from nb_sae import collect, decode
 from nb_sae.errors import (
     ConfigError,
     HookError,
@@ -22,7 +21,7 @@ from nb_sae.errors import (
     ShapeError,
     StoreError,
 )
-from nb_sae.store import ActivationStore
+from nb_sae.store import ActivationStore, collect, decoding
 
 
 def oracle(model: FakeModel, inputs: FakeInputs) -> torch.Tensor:
@@ -334,11 +333,11 @@ def test_site_folders_never_collide_or_leave_the_path(tmp_path):
 
 
 def test_default_workers_follow_the_job_and_the_shared_memory(monkeypatch):
-    monkeypatch.setattr(decode.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    assert decode.default_workers("image", 10_000, batch_bytes=0) == 4
-    assert decode.default_workers("image", 100, batch_bytes=0) == 0
-    assert decode.default_workers("text", 10_000, batch_bytes=0) == 0
-    monkeypatch.setattr(decode, "_SHARED_MEMORY", Path("/"))
-    monkeypatch.setattr(decode.shutil, "disk_usage", lambda path: SimpleNamespace(free=64_000_000))
-    assert decode.default_workers("image", 10_000, batch_bytes=5_000_000) == 2
-    assert decode.default_workers("image", 10_000, batch_bytes=50_000_000) == 0
+    monkeypatch.setattr(decoding.os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    assert decoding.default_workers("image", 10_000, batch_bytes=0) == 4
+    assert decoding.default_workers("image", 100, batch_bytes=0) == 0
+    assert decoding.default_workers("text", 10_000, batch_bytes=0) == 0
+    monkeypatch.setattr(decoding, "_SHARED_MEMORY", Path("/"))
+    monkeypatch.setattr(decoding.shutil, "disk_usage", lambda path: SimpleNamespace(free=64_000_000))
+    assert decoding.default_workers("image", 10_000, batch_bytes=5_000_000) == 2
+    assert decoding.default_workers("image", 10_000, batch_bytes=50_000_000) == 0

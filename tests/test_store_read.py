@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from store_fakes import FakeInputs, FakeModel, colours
 
-from nb_sae import store_rows
 from nb_sae.errors import (
     ConfigError,
     CorruptShardError,
@@ -19,9 +18,9 @@ from nb_sae.errors import (
     NotEnoughMemoryError,
     StoreError,
 )
-from nb_sae.store import ActivationStore
-from nb_sae.store_files import merge_statistics, statistics_of
-from nb_sae.store_rows import Selection, ShuffledOrder
+from nb_sae.store import ActivationStore, reading
+from nb_sae.store.files import merge_statistics, statistics_of
+from nb_sae.store.reading import Selection, ShuffledOrder
 from nb_sae.types import ActivationSource
 
 
@@ -179,7 +178,7 @@ def test_writing_to_rows_never_changes_the_store():
 
 
 def test_more_rows_than_memory_holds_are_refused(numbered, monkeypatch):
-    monkeypatch.setattr(store_rows, "memory_bytes", lambda: 1000)
+    monkeypatch.setattr(reading, "memory_bytes", lambda: 1000)
     with pytest.raises(NotEnoughMemoryError, match=r"1,000 rows of 4 .*chunks"):
         _ = numbered[:]
 
@@ -202,8 +201,8 @@ def test_an_epoch_visits_every_row_once_whatever_the_sizes(rows, block, blocks, 
 
 
 def tiny_buffers(monkeypatch) -> None:
-    monkeypatch.setattr(store_rows, "BLOCK_BYTES", 16 * 16)
-    monkeypatch.setattr(store_rows, "BUFFER_BYTES", 100 * 16)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 16 * 16)
+    monkeypatch.setattr(reading, "BUFFER_BYTES", 100 * 16)
 
 
 def test_resident_and_streamed_batches_are_the_same(numbered, monkeypatch):
@@ -270,8 +269,8 @@ def test_a_store_shorter_than_a_batch_gives_one_batch_of_all(numbered):
 
 
 def test_streaming_reads_ahead_one_buffer_and_never_holds_the_store(folder, monkeypatch):
-    monkeypatch.setattr(store_rows, "BLOCK_BYTES", 16 * 16)
-    monkeypatch.setattr(store_rows, "BUFFER_BYTES", 48 * 16)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 16 * 16)
+    monkeypatch.setattr(reading, "BUFFER_BYTES", 48 * 16)
     store = ActivationStore.open(folder)
     store.resident_bytes = 0
     read = store._reader.read_range
@@ -293,13 +292,13 @@ def test_peak_memory_of_streaming_does_not_grow_with_the_store(tmp_path, monkeyp
     import tracemalloc
 
     # torch's own memory is not traced, so the buffers are counted where they are made.
-    monkeypatch.setattr(store_rows, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(store_rows, "BUFFER_BYTES", 64 * 1024)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(reading, "BUFFER_BYTES", 64 * 1024)
     peaks = []
     made: list[int] = []
     empty = torch.empty
     monkeypatch.setattr(
-        store_rows.torch, "empty", lambda *size, **more: made.append(int(np.prod(size))) or empty(*size, **more)
+        reading.torch, "empty", lambda *size, **more: made.append(int(np.prod(size))) or empty(*size, **more)
     )
     for rows in (8_000, 32_000):
         np.save(tmp_path / f"{rows}.npy", np.ones((rows, 16), dtype=np.float16))

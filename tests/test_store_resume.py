@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 from store_fakes import SMALL, FakeInputs, FakeModel, colours, hashes
 
-from nb_sae import store_files
 from nb_sae.errors import (
     StoreError,
 )
-from nb_sae.store import ActivationStore
+from nb_sae.store import ActivationStore, files
 
 
 def test_an_interrupted_collection_resumes_and_ends_with_the_same_bytes(tmp_path, capsys):
@@ -76,11 +75,11 @@ def test_a_failure_at_any_write_leaves_a_store_that_resumes(tmp_path, monkeypatc
             replace(source, target)
 
         path = tmp_path / f"at-{fail_at}"
-        monkeypatch.setattr(store_files.os, "replace", failing)
+        monkeypatch.setattr(os, "replace", failing)
         try:
             ActivationStore.collect(FakeModel(), inputs, site=["tokens", "pooled"], path=path, **SMALL)
         except (StoreError, OSError):
-            monkeypatch.setattr(store_files.os, "replace", replace)
+            monkeypatch.setattr(os, "replace", replace)
             ActivationStore.collect(FakeModel(), inputs, site=["tokens", "pooled"], path=path, **SMALL)
             assert hashes(path) == expected
         else:
@@ -89,14 +88,14 @@ def test_a_failure_at_any_write_leaves_a_store_that_resumes(tmp_path, monkeypatc
 
 
 def test_a_full_disk_is_named_and_what_was_finished_stays(tmp_path, monkeypatch):
-    write = store_files.write_rows
+    write = files.write_rows
 
-    def full(path: Path, *arguments: object, **settings: object) -> store_files.FileMark:
+    def full(path: Path, *arguments: object, **settings: object) -> files.FileMark:
         if "00002" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, *arguments, **settings)
 
-    monkeypatch.setattr(store_files, "write_rows", full)
+    monkeypatch.setattr(files, "write_rows", full)
     with pytest.raises(StoreError, match=r"No space is left .* 2 of 3 shards are kept"):
         ActivationStore.collect(FakeModel(), FakeInputs(colours(20)), site="tokens", path=tmp_path / "s", **SMALL)
 

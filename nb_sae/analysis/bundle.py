@@ -11,8 +11,8 @@ from pathlib import Path
 import polars as pl
 
 from nb_sae.analysis.schema import CONTEXTS, EXAMPLES, INPUTS, LATENTS, PICTURES, QUALITY
+from nb_sae.atomic import read_header, write_json
 from nb_sae.errors import FormatError, PathExistsError
-from nb_sae.sae.dictionary import read_json, write_json
 from nb_sae.types import Modality, Site
 
 FORMAT = "nb_sae.analysis"
@@ -90,7 +90,7 @@ class Analysis:
             FormatError: another format, a newer version, or a table that does not fit its schema.
         """
         folder = Path(path)
-        header = read_json(folder / "analysis.json", FORMAT, VERSION)
+        header = read_header(folder / "analysis.json", FORMAT, VERSION)
         tables: dict[str, pl.DataFrame | None] = {}
         for name, schema in _TABLES.items():
             file = folder / f"{name}.parquet"

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from nb_sae.errors import ConfigError, FormatError, InputNotFoundError, PathExistsError, ShapeError, StoreError
+from nb_sae.atomic import read_header, write_atomically, write_json
+from nb_sae.errors import ConfigError, FormatError, PathExistsError, ShapeError, StoreError
 from nb_sae.sae.model import decode_sparse, nested_decode
 from nb_sae.sae.sparsity import to_dense, top_k
 from nb_sae.types import ActivationSource
@@ -203,10 +204,9 @@ class Dictionary:
         tensors = {name: getattr(self, name).cpu().contiguous() for name in _WEIGHTS}
         if self.mean is not None:
             tensors["mean"] = self.mean.cpu().contiguous()
-        handle, name = tempfile.mkstemp(prefix="dictionary-", suffix=".safetensors", dir=folder)
-        os.close(handle)
-        weights_file = Path(name)
-        save_file(tensors, weights_file)
+        content = safetensors_bytes(tensors)
+        weights_file = folder / f"dictionary-{sha256(content).hexdigest()[:12]}.safetensors"
+        write_atomically(weights_file, [content])
         about = {key: value for key, value in self._about().items() if key != "mean"}
         header = {"format": FORMAT, "version": VERSION, "weights": weights_file.name, "d_in": self.d_in}
         write_json(folder / "dictionary.json", {**header, "d_sae": self.d_sae, **about})
@@ -224,7 +224,7 @@ class Dictionary:
             FormatError: another format, a newer version, or a damaged file.
         """
         folder = Path(path)
-        header = read_json(folder / "dictionary.json", FORMAT, VERSION)
+        header = read_header(folder / "dictionary.json", FORMAT, VERSION)
         try:
             tensors = load_file(folder / header["weights"], device=str(device))
         except (OSError, SafetensorError) as error:
@@ -253,31 +253,6 @@ class Dictionary:
         rule = f"budgets {', '.join(map(str, self.budgets))}" if self.budgets else "ReLU"
         place = f"{self.site!r} of {self.model!r}" if self.site else "no site"
         return f"Dictionary({self.d_sae:,} latents of width {self.d_in}, {rule}, {place})"
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace a JSON file in one step."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(name).replace(path)
-
-
-def read_json(path: Path, expected: str, version: int) -> dict[str, Any]:
-    """Read a JSON header and refuse another format or a newer version."""
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputNotFoundError(f"{path.parent} holds no {path.name}. Check the path.") from None
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path} cannot be read ({error}).") from error
-    if header.get("format") != expected:
-        raise FormatError(f"{path} has format {header.get('format')!r}; expected {expected!r}.")
-    if header.get("version", 0) > version:
-        raise FormatError(f"{path} has version {header['version']}; this nb_sae reads up to {version}. Update nb_sae.")
-    return header
 
 
 def _check_shapes(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> None:

@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from nb_sae.atomic import read_header, write_json
 from nb_sae.errors import ConfigError, NonFiniteError, NotEnoughMemoryError, StoreError
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.config import SAEConfig, TrainConfig
-from nb_sae.sae.dictionary import Dictionary, read_json, write_json
+from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.losses import dead_latent_loss, level_errors
 from nb_sae.sae.model import SAE, nested_decode
 from nb_sae.sae.sparsity import top_k
@@ -249,7 +250,7 @@ class Session:
             StoreError: the rows are not those it was trained on.
         """
         folder = Path(path)
-        header = read_json(folder / "session.json", FORMAT, VERSION)
+        header = read_header(folder / "session.json", FORMAT, VERSION)
         state = load_file(folder / header["folder"] / "state.safetensors")
         saved = RowStatistics(header["source_rows"], state.pop("mean").numpy(), header["mean_square_distance"])
         session = cls.__new__(cls)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nb_sae.decode import DecodedBatch
 from nb_sae.errors import NonFiniteError, NotEnoughMemoryError, ShapeError
+from nb_sae.store.decoding import DecodedBatch
 from nb_sae.types import HookedModel, Modality, Site
 
 

@@ -12,10 +12,10 @@ import polars.selectors as cs
 import torch
 from torch import Tensor
 
-from nb_sae.collect_run import inputs_table
 from nb_sae.errors import FormatError, InputNotFoundError, NonFiniteError, ShapeError
-from nb_sae.store_files import map_tensor
-from nb_sae.store_manifest import ROWS_SCHEMA
+from nb_sae.store.files import map_tensor
+from nb_sae.store.manifest import ROWS_SCHEMA
+from nb_sae.store.pipeline import inputs_table
 
 CHECK_ROWS = 65_536
 _IDENTITY = ("input_id", "token", "key")

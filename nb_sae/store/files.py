@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from nb_sae.atomic import FileMark, write_atomically
 from nb_sae.errors import CorruptShardError, FormatError
 from nb_sae.types import RowStatistics
 
@@ -31,47 +29,11 @@ SAFETENSORS_DTYPES = {
 }  # fmt: skip
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
-TEMPORARY = ".writing-"
 _STATISTICS_ROWS = 4096
 _MAX_HEADER_BYTES = 100_000_000  # the limit that safetensors itself sets
 
 
 # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class FileMark:
-    """Size and checksum of a file, to recognise it by."""
-
-    bytes: int
-    sha256: str
-
-
-def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> FileMark:
-    """Write a file under a temporary name beside `path`, sync it and rename it into place."""
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    digest, size = hashlib.sha256(), 0
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-                digest.update(part)
-                size += len(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: PTH105 (tests replace this one call)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-    return FileMark(size, digest.hexdigest())
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON; floats keep their exact value, keys keep their order."""
-    text = json.dumps(content, indent=1, allow_nan=False)
-    write_atomically(path, [text.encode("utf-8"), b"\n"])
 
 
 def write_table(path: Path, frame: pl.DataFrame) -> FileMark:
@@ -95,16 +57,6 @@ def write_rows(path: Path, chunks: Sequence[Tensor], *, d_in: int, dtype: torch.
 def _bytes_of(chunk: Tensor) -> memoryview:
     flat = chunk.contiguous().view(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ── statistics ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from nb_sae import store_files as files
-from nb_sae import store_manifest as manifests
-from nb_sae.collect_rows import PendingRows, Rows, capture_batch
-from nb_sae.decode import DecodedBatch, Decoder, decoded
 from nb_sae.errors import InputError, ShapeError, StoreError
 from nb_sae.progress import progress
+from nb_sae.store import files
+from nb_sae.store import manifest as manifests
+from nb_sae.store.capturing import PendingRows, Rows, capture_batch
+from nb_sae.store.decoding import DecodedBatch, Decoder, decoded
 from nb_sae.types import HookedModel, Inputs, RowStatistics, Site
 
 NO_ROW = "it has no row at this site: every token is padding or special"

@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 from torch import Tensor
 
-from nb_sae import store_files as files
-from nb_sae import store_manifest as manifests
-from nb_sae.collect import CollectOptions, collect_sites, site_folders
 from nb_sae.errors import ConfigError, StoreError
-from nb_sae.store_import import Imported, import_file, import_tensor
-from nb_sae.store_rows import ShardReader, TensorReader
-from nb_sae.store_view import StoredRows, TableFiles, TableFrames
+from nb_sae.store import files
+from nb_sae.store import manifest as manifests
+from nb_sae.store.collect import CollectOptions, collect_sites, site_folders
+from nb_sae.store.importing import Imported, import_file, import_tensor
+from nb_sae.store.reading import ShardReader, TensorReader
+from nb_sae.store.view import StoredRows, TableFiles, TableFrames
 from nb_sae.types import HookedModel, Inputs, Site, Tokens
 
 

@@ -1,6 +1,6 @@
 """Decide what a collection has to do: the request, what is already there, the byte budget.
 
-The work itself is `collect_run`'s.
+The work itself is `pipeline`'s.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from nb_sae import store_files as files
-from nb_sae import store_manifest as manifests
-from nb_sae.collect_run import RunOptions, SiteJob, fill
-from nb_sae.decode import Decoder, default_workers, fingerprint, sample_inputs
 from nb_sae.errors import ConfigError, InputError, PathExistsError, StoreError
-from nb_sae.store_rows import readable_bytes
+from nb_sae.store import files
+from nb_sae.store import manifest as manifests
+from nb_sae.store.decoding import Decoder, default_workers, fingerprint, sample_inputs
+from nb_sae.store.pipeline import RunOptions, SiteJob, fill
+from nb_sae.store.reading import readable_bytes
 from nb_sae.types import HookedModel, Inputs, Prepared, Site, Tokens
 
 SHARD_BYTES = 256 * 1024 * 1024

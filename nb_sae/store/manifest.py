@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from nb_sae.atomic import TEMPORARY, FileMark, write_json
 from nb_sae.errors import FormatError, StoreError
-from nb_sae.store_files import DTYPES, TEMPORARY, FileMark, mark_of, write_json, write_table
+from nb_sae.store.files import DTYPES, mark_of, write_table
 from nb_sae.types import RowStatistics, Site
 
 FORMAT = "nb_sae.activations"

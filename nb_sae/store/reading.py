@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nb_sae.atomic import FileMark
 from nb_sae.errors import ConfigError, CorruptShardError, NotEnoughMemoryError
-from nb_sae.store_files import DTYPES, FileMark, check_content, map_tensor
-from nb_sae.store_manifest import Shard
+from nb_sae.store.files import DTYPES, check_content, map_tensor
+from nb_sae.store.manifest import Shard
 
 BLOCK_BYTES = 256 * 1024
 """A block is read in one go; this much is read at the speed of a sequential read."""

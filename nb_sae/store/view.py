@@ -12,10 +12,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from nb_sae.atomic import FileMark
 from nb_sae.errors import ConfigError, StoreError, closest
-from nb_sae.store_files import FileMark, check_content, statistics_of
-from nb_sae.store_manifest import INPUTS_TABLE, ROWS_TABLE
-from nb_sae.store_rows import (
+from nb_sae.store.files import check_content, statistics_of
+from nb_sae.store.manifest import INPUTS_TABLE, ROWS_TABLE
+from nb_sae.store.reading import (
     RowReader,
     Selection,
     check_batch_rows,

@@ -1,0 +1,82 @@
+"""Files that are either whole or not there: written beside their place, synced, and renamed into it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nb_sae.errors import FormatError, InputNotFoundError
+
+TEMPORARY = ".writing-"
+"""How the name of a file begins while it is being written; what a crash leaves behind begins so too."""
+
+
+@dataclass(frozen=True)
+class FileMark:
+    """Size and checksum of a file, to recognise it by."""
+
+    bytes: int
+    sha256: str
+
+
+def write_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> FileMark:
+    """Write a file under a temporary name beside `path`, sync it and rename it into place."""
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    digest, size = hashlib.sha256(), 0
+    try:
+        with temporary.open("wb") as file:
+            for part in parts:
+                file.write(part)
+                digest.update(part)
+                size += len(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 (tests replace this one call)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return FileMark(size, digest.hexdigest())
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON; floats keep their exact value, keys keep their order."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_atomically(path, [text.encode("utf-8"), b"\n"])
+
+
+def read_header(path: Path, expected: str, version: int) -> dict[str, Any]:
+    """Read a JSON file that states its `format` and `version`.
+
+    Raises:
+        InputNotFoundError: no such file.
+        FormatError: not JSON, another format, or a newer version.
+    """
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputNotFoundError(f"{path.parent} holds no {path.name}. Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} cannot be read ({error}).") from error
+    if header.get("format") != expected:
+        raise FormatError(f"{path} has format {header.get('format')!r}; expected {expected!r}.")
+    if header.get("version", 0) > version:
+        raise FormatError(f"{path} has version {header['version']}; this nb_sae reads up to {version}. Update nb_sae.")
+    return header
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
