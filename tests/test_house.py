@@ -19,7 +19,7 @@ LONG_FILE_LINES = 400
 
 # A home or a scratch folder of one machine. `/path/to/…` and other invented examples are fine.
 MACHINE_PATH = re.compile(
-    r"(?<![\w./~-])/(?:root|home/[a-z]\w+|Users/[A-Za-z]\w+|work|tmp/[a-z]\w+|farm|mnt/[a-z]\w+)/"
+    r"(?<![\w./~-])/(?:root|home/[a-z]\w+|Users/[A-Za-z]\w+|work|tmp/[a-z]\w+|farm|mnt/[a-z]\w+)/(?=[\w.-])"
 )
 REGISTRY = re.compile(
     r"https?://(?!registry\.npmjs\.org/)[\w.:-]*(?:pypi|npm|registry|artifactory|nexus|mirror)[\w.:/-]*"

@@ -47,6 +47,8 @@ class Installed:
         elsewhere = self.folder / "elsewhere"
         elsewhere.mkdir(exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
+        # JupyterLab's extensions lie beside the dependencies, not in this environment.
+        environment["JUPYTER_PATH"] = str(Path(sysconfig.get_path("data")) / "share" / "jupyter")
         return subprocess.run(
             command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False, timeout=300
         )
