@@ -149,6 +149,14 @@ def test_static_picture_moves_into_the_view_and_into_the_shareable_notebook(tmp_
     assert list(output.data) == ["image/png", "text/plain"]
 
 
+def test_dashboard_without_a_picture_leaves_its_words_in_the_shareable_notebook(tmp_path: Path):
+    made = with_widgets(notebook(code("show", shown(view={"model_id": "m1"}, plain="words"))), m1=widget_model())
+    page = read_page(ns.report(saved(tmp_path, made)))
+    assert "words" in page.text  # until the script has drawn the dashboard
+    (output,) = valid(tmp_path / "made.shared.ipynb").cells[0].outputs
+    assert output.data == {"text/plain": "words"}
+
+
 def test_static_picture_stays_where_no_state_was_saved(tmp_path: Path):
     made = notebook(code("show", shown(html=twin("m1")), shown(view={"model_id": "m1"}, plain="words")))
     page = read_page(ns.report(saved(tmp_path, made)))

@@ -12,7 +12,7 @@ from nbformat import NotebookNode
 from nb_sae.reporting import figures
 from nb_sae.reporting.pictures import Treatment, data_uri, decode_base64, treat, treat_strings
 from nb_sae.reporting.text import Scrubber, joined, map_strings, printable, terminal_lines
-from nb_sae.reporting.widgets import VIEW_MIME, SavedWidgets, static_picture, without_widgets
+from nb_sae.reporting.widgets import VIEW_MIME, SavedWidgets, StaticPicture, static_picture, without_widgets
 
 _RASTER = ("image/png", "image/jpeg", "image/webp", "image/gif")
 _KEPT_METADATA = frozenset({"kernelspec", "language_info", "title", "authors"})
@@ -21,13 +21,13 @@ _KEPT_METADATA = frozenset({"kernelspec", "language_info", "title", "authors"})
 def shareable(notebook: NotebookNode, scrub: Scrubber, treatment: Treatment) -> NotebookNode:
     """A valid copy without widget state, scripts, local paths or (as asked) recognisable pictures."""
     notebook = copy.deepcopy(notebook)
-    widgets = SavedWidgets.of(notebook)
+    outputs = _Outputs(notebook, scrub, treatment)
     for cell in notebook.cells:
-        cell.source = scrub(_clean(joined(cell.source)))
+        cell.source = outputs.text(joined(cell.source))
         if "attachments" in cell and treatment != "keep":
             cell.attachments = {name: _treated(data, treatment) for name, data in cell.attachments.items()}
         if cell.cell_type == "code":
-            cell.outputs = [_shared(output, widgets, scrub, treatment) for output in cell.outputs]
+            cell.outputs = [outputs.shared(output) for output in cell.outputs]
             cell.metadata.pop("execution", None)
     without_widgets(notebook)
     notebook.metadata = NotebookNode({key: value for key, value in notebook.metadata.items() if key in _KEPT_METADATA})
@@ -39,56 +39,72 @@ def shareable(notebook: NotebookNode, scrub: Scrubber, treatment: Treatment) -> 
     return notebook
 
 
-def _shared(output: NotebookNode, widgets: SavedWidgets, scrub: Scrubber, treatment: Treatment) -> NotebookNode:
-    if output.output_type == "stream":
-        output.text = scrub(_clean(terminal_lines(joined(output.text))))
-    elif output.output_type == "error":
-        output.ename, output.evalue = scrub(str(output.ename)), scrub(_clean(str(output.evalue)))
-        output.traceback = [scrub(str(line)) for line in output.traceback]
-    elif output.output_type in ("display_data", "execute_result"):
-        twin = static_picture(output)
-        if twin is not None:
-            return _twin_output(output, twin.source, twin.label, treatment)
-        output.data = NotebookNode(_shared_data(dict(output.data), widgets, scrub, treatment))
-    return output
+class _Outputs:
+    """Turns the outputs of one notebook into what every viewer shows."""
 
+    def __init__(self, notebook: NotebookNode, scrub: Scrubber, treatment: Treatment) -> None:
+        self._scrub = scrub
+        self._treatment: Treatment = treatment
+        self._widgets = SavedWidgets.of(notebook)
+        pictures = [static_picture(output) for cell in notebook.cells for output in cell.get("outputs", [])]
+        self._pictured = {picture.model_id for picture in pictures if picture is not None}
 
-def _twin_output(output: NotebookNode, source: str, label: str, treatment: Treatment) -> NotebookNode:
-    """A dashboard's static picture as a plain PNG output: GitHub strips `data:` addresses from HTML."""
-    encoded = decode_base64(source.partition(",")[2]) or b""
-    picture = treat(encoded, treatment)
-    if picture is None:
-        output.data = NotebookNode({"text/plain": label or "dashboard"})
+    def text(self, text: str) -> str:
+        """Text without local paths and without what UTF-8 cannot hold; escape codes for colours stay."""
+        return self._scrub("\x1b".join(printable(part) for part in text.split("\x1b")))
+
+    def shared(self, output: NotebookNode) -> NotebookNode:
+        """The output, changed in place; one that has nothing to show is left without data."""
+        if output.output_type == "stream":
+            output.text = self.text(terminal_lines(joined(output.text)))
+        elif output.output_type == "error":
+            output.ename, output.evalue = self.text(str(output.ename)), self.text(str(output.evalue))
+            output.traceback = [self.text(str(line)) for line in output.traceback]
+        elif output.output_type in ("display_data", "execute_result"):
+            twin = static_picture(output)
+            if twin is None:
+                output.data = NotebookNode(self._data(dict(output.data)))
+            else:
+                output.data, output.metadata = NotebookNode(self._picture(twin)), NotebookNode()
         return output
-    media_type, changed = picture
-    output.data = NotebookNode({media_type: base64.b64encode(changed).decode(), "text/plain": label or "dashboard"})
-    output.metadata = NotebookNode()
-    return output
+
+    def _picture(self, twin: StaticPicture) -> dict[str, str]:
+        """A dashboard's static picture as a plain PNG output: GitHub strips `data:` addresses from HTML."""
+        words = {"text/plain": self.text(twin.label) or "dashboard"}
+        picture = treat(decode_base64(twin.source.partition(",")[2]) or b"", self._treatment)
+        return {picture[0]: base64.b64encode(picture[1]).decode(), **words} if picture else words
+
+    def _data(self, data: dict[str, Any]) -> dict[str, Any]:
+        view = data.pop(VIEW_MIME, None)
+        figure = data.pop(figures.MIME, None)
+        if isinstance(figure, dict):
+            data = self._figure(figure, data)
+        elif isinstance(view, dict):
+            model_id = str(view.get("model_id", ""))
+            if self._pictured.intersection([model_id, *self._widgets.views(model_id)]):
+                return {}  # its picture stands in the output before it
+            if any(media_type in data for media_type in _RASTER):
+                data.pop("text/html", None)  # a viewer would prefer it and then strip it
+        return {
+            media_type: value if media_type in _RASTER else map_strings(_whole(value), self.text)
+            for media_type, value in _treated(data, self._treatment).items()
+            if not _droppable(media_type, value, self._treatment)
+        }
+
+    def _figure(self, figure: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """A plotly figure as a picture where one can be had, else as its table."""
+        words = {"text/plain": "plotly figure"}
+        drawn = data.get("image/png")
+        if drawn is None:
+            png = figures.static_png(figures.treated(figure, self._treatment))
+            drawn = base64.b64encode(png).decode() if png else None
+        return {"image/png": drawn, **words} if drawn else {"text/html": figures.table(figure), **words}
 
 
-def _shared_data(data: dict[str, Any], widgets: SavedWidgets, scrub: Scrubber, treatment: Treatment) -> dict[str, Any]:
-    view = data.pop(VIEW_MIME, None)
-    figure = data.pop(figures.MIME, None)
-    if figure is not None:
-        png = data.get("image/png") or _encoded(figures.static_png(figures.treated(figure, treatment)))
-        data = {"text/plain": "plotly figure", "image/png": png} if png else {"text/html": figures.table(figure)}
-        data.setdefault("text/plain", "plotly figure")
-    elif view is not None:
-        # Without state a viewer would show the repr only; the picture stands in the output before it.
-        model_id = str(view.get("model_id", "")) if isinstance(view, dict) else ""
-        if any(media_type in data for media_type in _RASTER):
-            data.pop("text/html", None)
-        elif widgets.views(model_id):
-            return {}
-    shared: dict[str, Any] = {}
-    for media_type, value in _treated(data, treatment).items():
-        if media_type in _RASTER:
-            shared[media_type] = value
-        elif _droppable(media_type, value, treatment):
-            continue
-        else:
-            shared[media_type] = map_strings(value if not isinstance(value, list) else joined(value), scrub)
-    return shared
+def _whole(value: Any) -> Any:
+    """nbformat's multi-line text as one string; anything else as it is."""
+    lines = isinstance(value, list) and all(isinstance(line, str) for line in value)
+    return "".join(value) if lines else value
 
 
 def _droppable(media_type: str, value: Any, treatment: Treatment) -> bool:
@@ -108,12 +124,3 @@ def _treated(data: Any, treatment: Treatment) -> dict[str, Any]:
         else:
             shared[media_type] = value if treatment == "keep" else treat_strings(value, treatment)
     return shared
-
-
-def _encoded(png: bytes | None) -> str | None:
-    return base64.b64encode(png).decode() if png else None
-
-
-def _clean(text: str) -> str:
-    """Text without lone surrogates, which UTF-8 cannot hold; escape codes for colours stay."""
-    return "\x1b".join(printable(part) for part in text.split("\x1b"))
