@@ -86,18 +86,18 @@ class FeatureDashboard(Dashboard):
         self.d_sae = int(analysis.d_sae)
         self.names = _read_names(names, self.d_sae)
         self._limits = Limits(top=examples, interval=max(1, examples // 4))
-        self.saved_latents, rule = self._choose(saved, latent)
+        self.saved_latents, rule = self._choose(saved)
         start = latent if latent is not None else (self.saved_latents or [0])[0]
         start = LatentNumber().validate(self, start)
         if start not in self.saved_latents:
             self.saved_latents.append(start)
         super().__init__(latent=start, **self._state(rule))
 
-    def _choose(self, saved: Iterable[int] | int | None, latent: int | None) -> tuple[list[int], str]:
+    def _choose(self, saved: Iterable[int] | int | None) -> tuple[list[int], str]:
         """The latents whose cards are saved, and the rule in words."""
-        if saved is None or (isinstance(saved, int) and not isinstance(saved, bool)):
+        if saved is None or isinstance(saved, int):
             count = SAVED_CARDS if saved is None else saved
-            if count < 1:
+            if isinstance(saved, bool) or count < 1:
                 raise WidgetError(f"saved={saved} keeps no card. Give a number of at least 1, or a list of latents.")
             found = choose_saved(self.analysis.latents, count)
             return found, "levels take turns, each giving the latent with the largest maximum"

@@ -145,7 +145,8 @@ def _draw_facts(canvas: _Canvas, analysis: Any, facts: dict[str, Any], name: str
     site = visible_text(analysis.site.name)
     room = WIDTH - 2 * _MARGIN
     used = canvas.text((_MARGIN, 13), analysis.title, size=11, fill=_DIM, width=room * 0.6)
-    canvas.text((_MARGIN + used + 12, 13), site, size=11, fill=_DIM, width=room - used - 12)
+    if site not in visible_text(analysis.title):
+        canvas.text((_MARGIN + used + 12, 13), site, size=11, fill=_DIM, width=room - used - 12)
     used = canvas.text((_MARGIN, 33), f"Latent {facts['latent']}", size=18, bold=True)
     if name:
         canvas.text((_MARGIN + used + 14, 33), name, size=18, bold=True, fill=_BRAND, width=room - used - 14)

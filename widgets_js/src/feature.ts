@@ -45,12 +45,8 @@ export default dashboard((model, el, life) => {
   });
   const list = h("div", { class: "nbs-latents" });
   const card = h("div", { class: "nbs-card" });
-  const bar = h(
-    "div",
-    { class: "nbs-top" },
-    bdi(visible(about.title), "nbs-what"),
-    bdi(visible(about.site), "nbs-site"),
-  );
+  const bar = h("div", { class: "nbs-top" }, bdi(visible(about.title), "nbs-what"));
+  if (!about.title.includes(about.site)) bar.append(bdi(visible(about.site), "nbs-site"));
   const status = h("span", { class: "nbs-status" });
   bar.append(status);
   root.append(h("div", { class: "nbs-shell" }, bar, h("div", { class: "nbs-main" }, list, card)));
