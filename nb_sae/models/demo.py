@@ -111,7 +111,8 @@ def retrieval_at(image_embeddings: Tensor, text_embeddings: Tensor, k: Sequence[
     """Fraction of images whose own text is among the `k` nearest texts; row i of both belongs together."""
     images = nn.functional.normalize(image_embeddings.float(), dim=-1)
     similarity = images @ nn.functional.normalize(text_embeddings.float(), dim=-1).T
-    rank = (similarity > similarity.diagonal()[:, None]).sum(1)
+    # A tie counts against the own text, so that embeddings that are all the same find nothing.
+    rank = (similarity >= similarity.diagonal()[:, None]).sum(1) - 1
     return {at: float((rank < at).float().mean()) for at in k}
 
 
