@@ -194,12 +194,11 @@ def _draw_beard(face: Sitter) -> None:
             if at.imag > 0.3:
                 canvas.fill(oval(at, 0.025, 0.025)[::6], mix(tone, INK, 0.6))
     elif "Goatee" in has:
-        canvas.fill(
-            smooth([-0.2 + 0.76j, 0.74j, 0.2 + 0.76j, 0.24 + 0.98j, 1.26j, -0.24 + 0.98j]) + face.yaw * 0.8,
-            face.hair,
-            edge,
-            0.04,
-        )
+        half = [0.76j, 0.2 + 0.8j, 0.34 + 0.88j, 0.27 + 1.12j]
+        shape = np.array([*half, 1.46j, *(complex(-z.real, z.imag) for z in half[:0:-1])])
+        canvas.fill(smooth(shape) + face.yaw * 0.8, face.hair, edge, 0.05)
+        for x in (-0.1, 0.1):
+            canvas.stroke([face.yaw * 0.8 + x + 0.92j, face.yaw * 0.8 + 0.4 * x + 1.26j], edge, 0.045)
     elif "No_Beard" not in has and "Mustache" not in has:
         canvas.fill(_jaw(face, 0.015, 0.66), face.hair, edge, 0.04)
 
