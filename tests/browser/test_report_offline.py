@@ -107,6 +107,15 @@ def test_report_draws_its_dashboards_and_asks_for_nothing(page: Page, log: PageL
     assert_quiet(page, log)
 
 
+def test_report_page_lends_the_dashboard_none_of_its_own_styles(page: Page, log: PageLog, report: Path):
+    """The page styles its footer and headings; the card's must stay where the dashboard puts them."""
+    feature = opened(page, log, report)
+    scroll, readout = (feature.root.locator(name).bounding_box() for name in (".nbs-scroll", ".nbs-readout"))
+    assert scroll is not None
+    assert readout is not None
+    assert abs(scroll["y"] + scroll["height"] - readout["y"]) < 2
+
+
 def test_report_draws_within_its_bounds(page: Page, log: PageLog, report: Path):
     feature = opened(page, log, report)
     drawn = page.evaluate("() => window.nbsaeDrawnAt")
