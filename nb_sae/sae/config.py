@@ -120,7 +120,7 @@ class TrainConfig:
     """Steps over which the learning rate rises from 0; shortened to a tenth of a short run."""
     decay_fraction: float = 0.2
     """The learning rate falls to 0, linearly, over this last part of the run."""
-    dead_after_rows: int = 100_000
+    dead_after_rows: int = 50_000
     """A latent that stays silent for this many rows counts as dead."""
     aux_weight: float = 1 / 32
     """Weight of the auxiliary loss, in which dead latents explain what the largest budget leaves (AuxK); 0 is off."""
