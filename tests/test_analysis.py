@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import planted
 import polars as pl
 import pytest
 import torch
+from PIL import Image, ImageColor
 
 import nb_sae as ns
 from nb_sae.analysis import schema
 from nb_sae.analysis.examples import FINE_BINS, ActivationGrid, BestOfGroups, IntervalSampler, priority
+from nb_sae.analysis.pictures import pictures_frame
 from nb_sae.errors import FormatError, InputError, InputNotFoundError, PathExistsError, StoreError
 from nb_sae.sae import metrics
 
@@ -245,3 +249,30 @@ def test_pca_explains_planted_low_rank_rows_exactly_and_noise_by_its_share():
     assert frame["fvu"][0] > frame["fvu"][1] > 1e-3
     noise = ns.ActivationStore.from_tensor(torch.randn(20_000, 10, generator=generator))
     assert ns.pca_quality(noise, noise, [5])["fvu"][0] == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "left", "corner"),
+    [("crop", (20, 20), "red", "red"), ("squash", (20, 20), "green", "green"), ("pad", (60, 60), "green", "black")],
+)
+def test_thumbnails_have_the_shape_in_which_the_model_saw_the_picture(fit, size, left, corner):
+    """60 × 20 pixels: green, red, green thirds; the central square is red."""
+    image = Image.new("RGB", (60, 20), "green")
+    image.paste("red", (20, 0, 40, 20))
+    site = ns.types.Site("blocks.0", 8, positions=16, grid=(4, 4), fit=fit)
+    frame = pictures_frame(ns.images([image]), [0], 200, site)
+    seen = Image.open(io.BytesIO(frame["webp"][0])).convert("RGB")
+    assert seen.size == size
+    middle = seen.height // 2
+    for at, colour in (((2, middle), left), ((2, 2), corner), ((seen.width // 2, middle), "red")):
+        difference = np.abs(np.subtract(seen.getpixel(at), ImageColor.getrgb(colour)))
+        assert difference.max() < 60, (at, colour, seen.getpixel(at))
+
+
+def test_a_tower_that_squashes_says_so_in_its_sites():
+    clip = ns.load_clip("demo")
+    site = "visual.transformer.resblocks.1"
+    assert clip.site(site, "image").fit == "crop"
+    clip.module.visual.preprocess_cfg = {**clip.module.visual.preprocess_cfg, "resize_mode": "squash"}
+    assert clip.site(site, "image").fit == "squash"
+    assert clip.site("image_embed", "image").fit == "crop"

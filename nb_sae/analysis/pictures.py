@@ -15,13 +15,12 @@ from nb_sae.types import HookedModel, Inputs, Site
 WEBP_QUALITY = 82
 
 
-def pictures_frame(inputs: Inputs, input_ids: Sequence[int], side: int, *, square: bool) -> pl.DataFrame:
+def pictures_frame(inputs: Inputs, input_ids: Sequence[int], side: int, site: Site) -> pl.DataFrame:
     """Thumbnails of the given images, re-encoded. An image that can no longer be read has no line.
 
     Args:
         side: Longest side, pixels; a smaller image is not enlarged.
-        square: Cut to the central square, which is what a CLIP preprocessing shows the model, so that the grid of
-            patches lies where the model saw it.
+        site: If its rows lie on a grid, the picture is shaped as the model saw it, so that the grid fits.
     """
     lines = []
     for input_id in input_ids:
@@ -29,16 +28,27 @@ def pictures_frame(inputs: Inputs, input_ids: Sequence[int], side: int, *, squar
             image = inputs[input_id]
         except InputError:
             continue
-        if square:
-            edge = min(image.size)
-            left, top = (image.width - edge) // 2, (image.height - edge) // 2
-            image = image.crop((left, top, left + edge, top + edge))
         image = image.convert("RGB")
+        if site.grid is not None:
+            image = _as_seen(image, site)
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
         lines.append((input_id, image.width, image.height, buffer.getvalue()))
     return pl.DataFrame(lines, schema=PICTURES, orient="row")
+
+
+def _as_seen(image: Image.Image, site: Site) -> Image.Image:
+    """The picture in the shape of the grid, by the way the model's preprocessing takes."""
+    rows, columns = site.grid or (1, 1)
+    if site.fit == "squash":
+        edge = min(image.size)
+        return image.resize((max(1, edge * columns // max(rows, columns)), max(1, edge * rows // max(rows, columns))))
+    cut = min if site.fit == "crop" else max
+    unit = cut(image.width / columns, image.height / rows)
+    width, height = max(1, round(unit * columns)), max(1, round(unit * rows))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def contexts_frame(inputs: Inputs, examples: pl.DataFrame, site: Site, model: HookedModel) -> pl.DataFrame:

@@ -78,7 +78,7 @@ def analyze(
     used = examples["input_id"].unique().sort()
     pictures, contexts = None, None
     if inputs is not None and inputs.modality == "image" and thumbnail:
-        pictures = pictures_frame(inputs, used.to_list(), thumbnail, square=store.site.grid is not None)
+        pictures = pictures_frame(inputs, used.to_list(), thumbnail, store.site)
     if inputs is not None and inputs.modality == "text" and model is not None:
         contexts = contexts_frame(inputs, examples, store.site, model)
     return Analysis(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from nb_sae.models.tokens import PADDING, caption_preprocessor, check_vocabulary
 from nb_sae.types import Modality, Prepared, Site
 
 _PROBE_PIXELS = 64
+_FITS = {"shortest": "crop", "squash": "squash", "longest": "pad"}
+"""open_clip's names for how a picture is brought to a square."""
 
 
 def load_clip(
@@ -137,7 +139,10 @@ class ClipModel:
 
     def site(self, name: str, modality: Modality) -> Site:
         """What lies at a site. Raises `HookError` with the closest names, or with what is wrong with this one."""
-        return self._sites.site(name, modality)
+        site = self._sites.site(name, modality)
+        config = getattr(getattr(self.module, "visual", None), "preprocess_cfg", None)
+        mode = config.get("resize_mode") if isinstance(config, dict) else None
+        return replace(site, fit=_FITS.get(str(mode), "crop")) if site.grid is not None else site
 
     def require_rows(self, name: str) -> None:
         """Raise `HookError` unless the site gives rows for pictures or for texts."""
