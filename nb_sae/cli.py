@@ -180,8 +180,9 @@ def _tell(made: Report) -> int:
     print(f"Time      {_duration(made.seconds)}", flush=True)
     if made.stop is None:
         return 0
-    what = "was interrupted" if made.stop.interrupted else "failed"
-    print(f"nb-sae: cell {made.stop.cell + 1} {what}: {made.stop.reason}", file=sys.stderr)
+    cell = made.stop.cell + 1
+    said = f"interrupted in cell {cell}" if made.stop.interrupted else f"cell {cell} failed: {made.stop.reason}"
+    print(f"nb-sae: {said}. The report shows what ran before.", file=sys.stderr)
     return _EXIT_INTERRUPTED if made.stop.interrupted else _EXIT_FAILED
 
 

@@ -159,9 +159,9 @@ def _stopped(stop: Stop | None) -> str:
     if stop is None:
         return ""
     what = "was interrupted" if stop.interrupted else "stopped with an error"
-    reason = html.escape(printable(stop.reason), quote=False)
+    reason = "" if stop.interrupted else f": {html.escape(printable(stop.reason.rstrip('.')), quote=False)}"
     return (
-        f'<p class="stopped" role="alert">This notebook <a href="#cell-{stop.cell}">{what}</a>: {reason}. '
+        f'<p class="stopped" role="alert">This notebook <a href="#cell-{stop.cell}">{what}</a>{reason}. '
         "What ran before is shown; the cells after it did not run.</p>"
     )
 
