@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import time
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from nb_sae.report import Report
 
 _NOTEBOOKS = {"01": "01_interpret_clip.ipynb", "02": "02_interpret_language_model.ipynb"}
-_QUICK_INPUTS = 600
+_QUICK = {"N_INPUTS": 600, "TRAIN_ROWS": 60_000}
+"""A first look: enough to see that everything works, too little to trust a latent."""
 _EXIT_FAILED, _EXIT_REFUSED, _EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -69,7 +71,9 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--pretrained", metavar="TAG", help="open_clip's tag of the weights")
     demo.add_argument("--images", metavar="FOLDER", type=Path, help="a folder of images, or CelebA's folder")
     demo.add_argument("--inputs", metavar="N", type=_positive, help="how many inputs to use")
-    demo.add_argument("--quick", action="store_true", help=f"a first look: {_QUICK_INPUTS} inputs")
+    demo.add_argument("--rows", metavar="N", type=_positive, help="how many rows to train on, repeats counted")
+    demo.add_argument("--rows", metavar="N", type=_positive, help="how many rows to train on; one million by default")
+    demo.add_argument("--quick", action="store_true", help="a first look: few inputs, little training")
     demo.add_argument(
         "--out", metavar="FOLDER", type=Path, default=Path("reports"), help="where it is written: reports"
     )
@@ -129,17 +133,21 @@ def _demo_parameters(arguments: argparse.Namespace, *, runs: Path) -> dict[str, 
         "MODEL": arguments.model,
         "PRETRAINED": arguments.pretrained,
         "IMAGES": str(arguments.images.resolve()) if arguments.images is not None else None,
-        "N_INPUTS": arguments.inputs or (_QUICK_INPUTS if arguments.quick else None),
+        "N_INPUTS": arguments.inputs,
+        "TRAIN_ROWS": arguments.rows,
     }
+    given = {key: value for key, value in given.items() if value is not None}
+    given = {**(_QUICK if arguments.quick else {}), **given}
     # A store is resumed where it lies; another model or other inputs get a folder of their own.
-    parts = [arguments.notebook, *(str(value) for value in given.values() if value is not None)]
-    words = "-".join(_file_part(Path(part).name) for part in parts)
-    return {**{key: value for key, value in given.items() if value is not None}, "RUNS": str(runs / words)}
+    parts = [arguments.notebook, *(str(value) for key, value in sorted(given.items()) if key != "TRAIN_ROWS")]
+    words = "-".join(map(_file_part, parts))
+    return {**given, "RUNS": str(runs / words)}
 
 
 def _file_part(text: str) -> str:
-    """A text that can be a part of a file name everywhere."""
-    return "".join(letter if letter.isalnum() or letter in "._" else "_" for letter in text)[:60]
+    """A short name for a setting, good in a file name; two folders of one name differ."""
+    name = "".join(letter if letter.isalnum() or letter in "._" else "_" for letter in Path(text).name)[:60]
+    return name if name == text or "/" not in text else f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def _shipped_notebook(name: str) -> Path:

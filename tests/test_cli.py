@@ -53,7 +53,7 @@ def test_unexpected_errors_keep_their_traceback(tmp_path: Path, monkeypatch: pyt
 
 
 def test_demo_executes_the_shipped_notebook_with_what_was_asked(tmp_path: Path, monkeypatch, capsys):
-    names = "MODEL = 'demo'\nPRETRAINED = None\nIMAGES = None\nN_INPUTS = 4000\nRUNS = 'runs'"
+    names = "MODEL = 'demo'\nPRETRAINED = None\nIMAGES = None\nN_INPUTS = 4000\nTRAIN_ROWS = None\nRUNS = 'runs'"
     shipped = notebook(
         markdown("# Demo"), code(names, tags=("parameters",)), code("print(MODEL, N_INPUTS, IMAGES is None, RUNS)")
     )
@@ -61,8 +61,10 @@ def test_demo_executes_the_shipped_notebook_with_what_was_asked(tmp_path: Path, 
     path = saved(tmp_path / "shipped", shipped, "01_interpret_clip.ipynb")
     monkeypatch.setattr(cli, "_shipped_notebook", lambda name: path if name == path.name else None)
     out = tmp_path / "reports"
-    assert cli.main(["demo", "--model", "ViT-B-32", "--quick", "--out", str(out)]) == 0
-    assert "Executing 01_interpret_clip.ipynb with MODEL='ViT-B-32', N_INPUTS=600" in capsys.readouterr().out
+    assert cli.main(["demo", "--model", "ViT-B-32", "--quick", "--rows", "9", "--out", str(out)]) == 0
+    assert (
+        "Executing 01_interpret_clip.ipynb with N_INPUTS=600, TRAIN_ROWS=9, MODEL='ViT-B-32'" in capsys.readouterr().out
+    )
     assert sorted(entry.name for entry in out.iterdir()) == ["01_interpret_clip.html", "01_interpret_clip.ipynb"]
     assert "ViT-B-32 600 True runs/01-ViT_B_32-600" in read_page(out / "01_interpret_clip.html").text
 
@@ -74,6 +76,10 @@ def test_demo_runs_of_other_models_have_folders_of_their_own(tmp_path: Path):
 
     assert len({runs(), runs("--quick"), runs("--model", "ViT-B-32"), runs("--notebook", "02")}) == 4
     assert runs("--inputs", "5") == runs("--inputs", "5")
+    assert runs("--rows", "5") == runs()  # the same store, trained on for longer
+    for folder in ("one/faces", "two/faces"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert runs("--images", str(tmp_path / "one/faces")) != runs("--images", str(tmp_path / "two/faces"))
 
 
 def test_shipped_notebooks_are_found():
