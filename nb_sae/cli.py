@@ -72,7 +72,6 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--images", metavar="FOLDER", type=Path, help="a folder of images, or CelebA's folder")
     demo.add_argument("--inputs", metavar="N", type=_positive, help="how many inputs to use")
     demo.add_argument("--rows", metavar="N", type=_positive, help="how many rows to train on, repeats counted")
-    demo.add_argument("--rows", metavar="N", type=_positive, help="how many rows to train on; one million by default")
     demo.add_argument("--quick", action="store_true", help="a first look: few inputs, little training")
     demo.add_argument(
         "--out", metavar="FOLDER", type=Path, default=Path("reports"), help="where it is written: reports"

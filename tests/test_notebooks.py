@@ -1,0 +1,81 @@
+"""Both tutorials, executed in an empty folder into reports, at sizes smaller than those they are committed with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import nb_sae as ns
+
+pytestmark = pytest.mark.notebook
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT_LIMIT_BYTES = 6_000_000
+SMALLER = {"N_INPUTS": 1500, "TRAIN_ROWS": 300_000}
+"""What the tests set in the notebooks' parameters cell; `make demo` runs the first one at its full size."""
+
+
+@dataclass(frozen=True)
+class Executed:
+    page: Path
+    folder: Path
+    seconds: float
+
+    @property
+    def notebook(self) -> nbformat.NotebookNode:
+        return nbformat.read(self.page.with_suffix(".ipynb"), as_version=4)
+
+
+@pytest.fixture(scope="module", params=["01_interpret_clip", "02_interpret_language_model"])
+def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Executed:
+    """The report of a tutorial; a cell that fails raises here."""
+    folder = tmp_path_factory.mktemp(request.param)
+    started = time.perf_counter()
+    page = ns.report(
+        ROOT / "notebooks" / f"{request.param}.ipynb",
+        folder / f"{request.param}.html",
+        execute=True,
+        parameters=SMALLER,
+        folder=folder,
+    )
+    seconds = time.perf_counter() - started
+    print(f"\n{request.param}: {seconds:.0f} s, report {page.stat().st_size / 1e6:.2f} MB")
+    return Executed(page, folder, seconds)
+
+
+def test_tutorial_runs_from_top_to_bottom(executed: Executed):
+    cells = [cell for cell in executed.notebook.cells if cell.cell_type == "code"]
+    assert cells
+    assert [cell.source.splitlines()[0] for cell in cells if cell.execution_count is None] == []
+    assert [output.ename for cell in cells for output in cell.outputs if output.output_type == "error"] == []
+
+
+def test_tutorial_report_holds_dashboards_and_figures_within_its_size(executed: Executed):
+    text = executed.page.read_text(encoding="utf-8")
+    assert 'class="nbsae-view"' in text
+    assert 'class="nbsae-plotly"' in text
+    assert executed.page.stat().st_size < REPORT_LIMIT_BYTES
+
+
+def test_tutorial_report_names_no_local_path(executed: Executed):
+    for path in (executed.page, executed.page.with_suffix(".ipynb")):
+        text = path.read_text(encoding="utf-8")
+        assert str(executed.folder) not in text
+        assert str(ROOT) not in text
+        assert str(Path.home()) + "/" not in text
+
+
+def test_tutorial_notebook_beside_the_report_shows_on_github(executed: Executed):
+    nbformat.validate(executed.notebook)
+    assert "widgets" not in executed.notebook.metadata
+    pictures = [
+        output
+        for cell in executed.notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {}) or "data:image/" in str(output.get("data", {}).get("text/html", ""))
+    ]
+    assert pictures
