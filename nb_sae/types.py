@@ -37,10 +37,10 @@ class Site:
     """Leading tokens that stand for no patch (CLS, registers)."""
     positions: int = 1
     """Positions of one context, prefix tokens included: `1 + 8*8` for a ViT, the context length for text."""
-    fit: Literal["crop", "squash", "pad"] = "crop"
-    """How the preprocessing brings a picture to the model's shape: by its central part, by squashing, by a border."""
     grid: tuple[int, int] | None = None
     """Rows and columns of patches, row by row from the top left; None for text and for pooled sites."""
+    fit: Literal["crop", "squash", "pad"] = "crop"
+    """How the preprocessing brings a picture to the model's shape: by its central part, by squashing, by a border."""
 
 
 @runtime_checkable
