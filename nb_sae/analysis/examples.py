@@ -132,7 +132,8 @@ class IntervalSampler:
         threshold = np.full_like(old, np.inf)
         new_bin = np.arange(FINE_BINS)[None, :] >> by[:, None]
         np.minimum.at(threshold, (np.arange(len(old))[:, None], new_bin), old)
-        self._best.regroup(latent * FINE_BINS + (fine >> by[latent]), threshold.ravel())
+        merged = np.asarray(latent * FINE_BINS + (fine >> by[latent]), dtype=np.int64)
+        self._best.regroup(merged, threshold.ravel())
 
     def add(self, latent: Ints, bins: Ints, value: NDArray[np.float32], row: Ints) -> None:
         """Offer activations with their bins."""

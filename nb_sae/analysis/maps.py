@@ -56,7 +56,7 @@ def example_frame(
         pl.Series("map_start", [int(t[0]) for t in tokens], dtype=pl.UInt32),
         pl.Series("map", maps, dtype=pl.List(pl.Float32)),
         pl.Series("map_tokens", tokens, dtype=pl.List(pl.UInt32)),
-    ).cast(dict(EXAMPLES))
+    ).cast(EXAMPLES)
 
 
 def _spans(

@@ -12,7 +12,7 @@ from nb_sae.analysis.schema import CONTEXTS, PICTURES
 from nb_sae.errors import InputError
 from nb_sae.types import HookedModel, Inputs, Site
 
-WEBP_QUALITY = 82
+WEBP_QUALITY = 72
 
 
 def pictures_frame(inputs: Inputs, input_ids: Sequence[int], side: int, site: Site) -> pl.DataFrame:

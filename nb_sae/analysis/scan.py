@@ -85,7 +85,7 @@ def analyze(
         latents=kept.counts.frame(kept.grid),
         examples=examples,
         quality=quality_frame(kept.budgets, kept.quality, kept.counts.unused()),
-        inputs=store.inputs.filter(pl.col("input_id").is_in(used.implode())).select(INPUTS.names()).cast(dict(INPUTS)),
+        inputs=store.inputs.filter(pl.col("input_id").is_in(used.implode())).select(INPUTS.names()).cast(INPUTS),
         pictures=pictures,
         contexts=contexts,
         site=store.site,

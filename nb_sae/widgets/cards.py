@@ -82,8 +82,8 @@ def _ranked(examples: pl.DataFrame, chosen: pl.DataFrame, limits: Limits) -> pl.
         .filter(pl.col("rank") < pl.when(top).then(limits.top).otherwise(limits.interval))
         .join(chosen, on="latent")
     )
-    # Eight top examples weigh as much as one example of each interval: a card is cut from both ends evenly.
-    order = pl.when(top).then(pl.col("rank").cast(pl.Float64)).otherwise(pl.col("rank") * 8.0 + 3.5)
+    # Six top examples come before the first of each interval, and eight more before the second ones.
+    order = pl.when(top).then(pl.col("rank").cast(pl.Float64)).otherwise(pl.col("rank") * 8.0 + 5.5)
     return found.with_columns(order.alias("order")).sort(
         "order", "card", pl.col("interval").cast(pl.Int8), descending=[False, False, True], maintain_order=True
     )

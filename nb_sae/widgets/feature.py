@@ -19,7 +19,7 @@ from nb_sae.widgets.base import Dashboard
 from nb_sae.widgets.cards import Limits, choose_saved, cut_cards
 
 SAVED_CARDS = 64
-SAVED_BYTES = 800_000
+SAVED_BYTES = 900_000
 """What the cards of a saved view may hold; with the script and the list of latents it stays below 1 MB."""
 _SAVED_WINDOW = (40, 16)
 _LIST_COLUMNS = ("latent", "density", "active_rows", "mean", "max", "level", "dead")
