@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +45,7 @@ demo: $(RUN_STAMP) widgets ## the main job: interpret the embedded CLIP, write r
 
 test: $(DEV_STAMP) widgets ## every check and test, as continuous integration runs them
 	@started=$$SECONDS; \
-	for step in $(TEST_STEPS); do scripts/step.sh $$step $(MAKE) --no-print-directory $$step || exit 1; done; \
+	for step in $(TEST_STEPS); do scripts/step.sh $$step $(MAKE) $$step || exit 1; done; \
 	printf '\n== all %s steps passed in %s s\n' $(words $(TEST_STEPS)) $$((SECONDS - started))
 
 lint: $(DEV_STAMP) ## ruff: rules and format

@@ -100,7 +100,9 @@ class SAEConfig:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Self:
         """The inverse of `to_json`."""
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()
+        }
         return cls(**fields)
 
 
