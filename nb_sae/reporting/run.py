@@ -31,6 +31,8 @@ from nb_sae.errors import ConfigError, FormatError, InputNotFoundError, ReportEr
 from nb_sae.reporting.text import joined
 
 INJECTED = "injected-parameters"
+_KERNEL_STARTS_CELL_S = 0.1
+"""Between the echo of a cell and its first line; an interrupt in this gap would hit the kernel, not the cell."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,18 @@ class _StoppedError(Exception):
     """Raised between two cells after an interrupt."""
 
 
+class _Client(NotebookClient):
+    """nbclient, which also says when the kernel has begun with a cell."""
+
+    began: Callable[[], None]
+
+    def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
+        """Note the echo of the cell's source: the kernel sends it when it starts to run the cell."""
+        if msg["msg_type"] == "execute_input":
+            self.began()
+        return super().process_message(msg, cell, cell_index)
+
+
 class _Run:
     """One execution, in a thread of its own so that it works inside a running event loop, too."""
 
@@ -186,7 +200,8 @@ class _Run:
         self._stop: Stop | None = None
         self._error: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._client = NotebookClient(
+        self._begun = False
+        self._client = _Client(
             notebook,
             timeout=None,
             kernel_name="python3",
@@ -199,6 +214,7 @@ class _Run:
             on_cell_execute=self._before,
             on_cell_executed=self._after,
         )
+        self._client.began = self._begin
 
     def to_the_end(self) -> Stop | None:
         thread = threading.Thread(target=self._work, name="nb-sae-report", daemon=True)
@@ -239,20 +255,30 @@ class _Run:
     def _interrupt(self) -> None:
         """Stop the running cell; the second time, the kernel."""
         self._interrupts += 1
-        manager, loop = self._client.km, self._loop
-        if manager is None or loop is None or not isinstance(manager, AsyncKernelManager):
+        if self._loop is not None and (self._begun or self._interrupts > 1):
+            asyncio.run_coroutine_threadsafe(self._ask_to_stop(), self._loop)
+
+    def _begin(self) -> None:
+        """The kernel begins with a cell. An interrupt that came before would have been lost: ask now."""
+        self._begun = True
+        if self._interrupts == 1 and self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self._ask_to_stop(), self._loop)
+
+    async def _ask_to_stop(self) -> None:
+        manager = self._client.km
+        if not isinstance(manager, AsyncKernelManager):
             return
-
-        async def ask() -> None:
-            await (manager.interrupt_kernel() if self._interrupts == 1 else manager.shutdown_kernel(now=True))
-
-        asyncio.run_coroutine_threadsafe(ask(), loop)
+        if self._interrupts > 1:
+            await manager.shutdown_kernel(now=True)
+            return
+        await asyncio.sleep(_KERNEL_STARTS_CELL_S)
+        await manager.interrupt_kernel()
 
     def _before(self, cell: NotebookNode, cell_index: int) -> None:
         del cell
         if self._interrupts:
             raise _StoppedError
-        self._current, self._started = cell_index, time.perf_counter()
+        self._current, self._started, self._begun = cell_index, time.perf_counter(), False
         self._tell(cell_index)
 
     def _after(self, cell: NotebookNode, cell_index: int, execute_reply: dict[str, Any]) -> None:
