@@ -5,9 +5,7 @@ The public names are resolved when they are first used, so that `import nb_sae` 
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -37,8 +35,8 @@ _HOME = {
     "pca_quality": "nb_sae.analysis.quality:pca_quality",
     "FeatureDashboard": "nb_sae.widgets.feature:FeatureDashboard",
     "show": "nb_sae.widgets.base:show",
-    "report": "nb_sae.report:report",
-    "doctor": "nb_sae.doctor:doctor",
+    "report": "nb_sae.reporting.report:report",
+    "doctor": "nb_sae.diagnosis:doctor",
 }
 
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -55,12 +53,12 @@ if TYPE_CHECKING:
     from nb_sae.data.images import images as images
     from nb_sae.data.texts import demo_texts as demo_texts
     from nb_sae.data.texts import texts as texts
-    from nb_sae.doctor import doctor as doctor
+    from nb_sae.diagnosis import doctor as doctor
     from nb_sae.hooks import capture as capture
     from nb_sae.hooks import intervene as intervene
     from nb_sae.models.clip import load_clip as load_clip
     from nb_sae.models.lm import load_lm as load_lm
-    from nb_sae.report import report as report
+    from nb_sae.reporting.report import report as report
     from nb_sae.sae.config import SAEConfig as SAEConfig
     from nb_sae.sae.config import TrainConfig as TrainConfig
     from nb_sae.sae.dictionary import Dictionary as Dictionary
@@ -87,14 +85,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(set(__all__) | set(globals()))
-
-
-class _Package(ModuleType):
-    """Keeps `ns.report` and `ns.doctor` the functions: importing a submodule of that name would replace them."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (isinstance(value, ModuleType) and ":" in _HOME.get(name, "")):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

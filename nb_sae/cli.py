@@ -16,7 +16,7 @@ from nb_sae import __version__
 from nb_sae.errors import InputNotFoundError, NbSaeError
 
 if TYPE_CHECKING:
-    from nb_sae.report import Report
+    from nb_sae.reporting.report import Report
 
 _NOTEBOOKS = {"01": "01_interpret_clip.ipynb", "02": "02_interpret_language_model.ipynb"}
 _QUICK = {"N_INPUTS": 600, "TRAIN_ROWS": 60_000}
@@ -102,7 +102,7 @@ def _add_looks(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from nb_sae.report import make_report
+    from nb_sae.reporting.report import make_report
     from nb_sae.reporting.run import print_steps
 
     name = _NOTEBOOKS[arguments.notebook]
@@ -164,7 +164,7 @@ def _shipped_notebook(name: str) -> Path:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from nb_sae.report import make_report
+    from nb_sae.reporting.report import make_report
     from nb_sae.reporting.run import print_steps
 
     made = make_report(
@@ -207,7 +207,7 @@ def _duration(seconds: float) -> str:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     del arguments
-    from nb_sae.doctor import doctor
+    from nb_sae.diagnosis import doctor
 
     diagnosis = doctor()
     print(diagnosis)

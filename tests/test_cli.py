@@ -97,10 +97,10 @@ def test_bad_arguments_are_refused(words: list[str]):
 def test_doctor_command_tells_problems_by_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from nb_sae.doctor import Check, Diagnosis
+    from nb_sae.diagnosis import Check, Diagnosis
 
     diagnosis = Diagnosis((Check("x", "bad", "problem", "pip install y"),))
-    monkeypatch.setattr(import_module("nb_sae.doctor"), "doctor", lambda: diagnosis)
+    monkeypatch.setattr(import_module("nb_sae.diagnosis"), "doctor", lambda: diagnosis)
     assert cli.main(["doctor"]) == 1
     assert "→ pip install y" in capsys.readouterr().out
 

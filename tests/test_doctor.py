@@ -11,7 +11,7 @@ import pytest
 
 import nb_sae as ns
 from nb_sae import __version__
-from nb_sae.doctor import (
+from nb_sae.diagnosis import (
     Check,
     Diagnosis,
     _built_files,
@@ -22,7 +22,7 @@ from nb_sae.doctor import (
     extension_version,
 )
 
-DOCTOR = import_module("nb_sae.doctor")  # the attribute nb_sae.doctor is the function
+DOCTOR = import_module("nb_sae.diagnosis")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,9 @@ def test_import_time_bench_stays_under_its_bound():
         timeout=120,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_no_public_function_shares_its_name_with_a_module():
+    """Importing such a module would put it in the place of the function."""
+    clashes = [name for name, home in nb_sae._HOME.items() if ":" in home and find_spec(f"nb_sae.{name}")]
+    assert clashes == []

@@ -29,6 +29,7 @@ from report_pages import (
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, FormatError, InputNotFoundError, PathExistsError
+from nb_sae.reporting import figures
 from nb_sae.reporting.pictures import decode_base64
 from nb_sae.widgets import wire
 
@@ -36,6 +37,12 @@ FIGURE = {
     "data": [{"type": "scatter", "name": "MSAE", "x": [8, 16], "y": [0.5, float("nan")]}],
     "layout": {"title": {"text": "Error </script> by budget"}, "xaxis": {"title": {"text": "k"}}},
 }
+
+
+@pytest.fixture(autouse=True)
+def no_kaleido(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether figures become pictures depends on what is installed; here they do not."""
+    monkeypatch.setattr(figures, "static_png", lambda figure: None)
 
 
 def twin(model_id: str) -> str:
@@ -187,15 +194,20 @@ def test_figures_carry_plotly_once_and_become_tables_for_github(tmp_path: Path):
     made = notebook(code("f", shown(plotly=FIGURE, html="<script>never</script>")), code("g", shown(plotly=FIGURE)))
     page = read_page(ns.report(saved(tmp_path, made)))
     assert len(page.with_attribute("data-nbsae-plotly")) == 1
-    figures = {
-        values["id"]: json.loads(data) for values, data in page.scripts if "nbsae-figure" in values.get("id", "")
-    }
-    assert {values["data-figure"] for values in page.with_attribute("data-figure")} == set(figures)
-    assert figures["nbsae-figure-1"]["data"][0]["y"] == [0.5, None]
-    assert figures["nbsae-figure-1"]["layout"]["title"]["text"] == "Error </script> by budget"
+    drawn = {values["id"]: json.loads(data) for values, data in page.scripts if "nbsae-figure" in values.get("id", "")}
+    assert {values["data-figure"] for values in page.with_attribute("data-figure")} == set(drawn)
+    assert drawn["nbsae-figure-1"]["data"][0]["y"] == [0.5, None]
+    assert drawn["nbsae-figure-1"]["layout"]["title"]["text"] == "Error </script> by budget"
     shared = valid(tmp_path / "made.shared.ipynb")
     assert "<td>0.5, nan</td>" in shared.cells[0].outputs[0].data["text/html"]
     assert "application/vnd.plotly.v1+json" not in shared.cells[0].outputs[0].data
+
+
+def test_figures_become_pictures_for_github_where_kaleido_draws_them(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(figures, "static_png", lambda figure: picture())
+    ns.report(saved(tmp_path, notebook(code("f", shown(plotly=FIGURE)))))
+    shared = valid(tmp_path / "made.shared.ipynb")
+    assert decode_base64(shared.cells[0].outputs[0].data["image/png"]) == picture()
 
 
 def test_figure_that_would_fetch_a_map_is_a_table(tmp_path: Path):

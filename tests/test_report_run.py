@@ -14,7 +14,7 @@ from report_pages import code, markdown, notebook, read_page, saved, valid
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, FormatError, ReportError
-from nb_sae.report import make_report, write_atomically
+from nb_sae.reporting.report import make_report, write_text
 from nb_sae.reporting.run import Step, cell_labels, with_parameters
 
 WIDGET = """
@@ -146,21 +146,13 @@ def test_cells_are_labelled_by_comment_heading_or_first_line():
 
 def test_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "page.html"
-    write_atomically(path, "old")
+    write_text(path, "old")
 
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, "new")
+        write_text(path, "new")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
-
-
-def test_report_stays_a_function_after_its_module_is_imported():
-    import nb_sae.doctor
-    import nb_sae.report  # noqa: F401
-
-    assert callable(ns.report)
-    assert callable(ns.doctor)

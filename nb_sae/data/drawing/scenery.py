@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from nb_sae.data.canvas import Canvas, arc, mix, oval, smooth
+from nb_sae.data.drawing.canvas import Canvas, arc, mix, oval, smooth
 
 if TYPE_CHECKING:
-    from nb_sae.data.canvas import Colour
-    from nb_sae.data.drawing import Sitter
+    from nb_sae.data.drawing.canvas import Colour
+    from nb_sae.data.drawing.sitter import Sitter
 
 INK = (34, 26, 32)
 PAPERS = (

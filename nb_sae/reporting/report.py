@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any, get_args
 
 import nbformat
 
+from nb_sae.atomic import write_atomically
 from nb_sae.errors import ConfigError, PathExistsError, ReportError
 from nb_sae.reporting.markup import Markup
 from nb_sae.reporting.page import CodeShown, PageOptions, build_page
@@ -134,27 +133,16 @@ def make_report(
     options = PageOptions(name=source.stem, title=title, code=code, stop=stop, executed=run)
     page = build_page(read, markup, options)
     shared = nbformat.writes(shareable(read, scrub, images))
-    write_atomically(page_path, page)
-    write_atomically(shared_path, shared if shared.endswith("\n") else shared + "\n")
+    write_text(page_path, page)
+    write_text(shared_path, shared if shared.endswith("\n") else shared + "\n")
     return Report(page_path, shared_path, stop, time.perf_counter() - started)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a whole UTF-8 file or leave what was there. Characters that UTF-8 cannot hold become U+FFFD."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as sink:
-            sink.write(encoded)
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp makes files that only the owner may read
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
+    write_atomically(path, [encoded])
 
 
 def _targets(source: Path, out: str | os.PathLike[str] | None, overwrite: bool) -> tuple[Path, Path]:

@@ -8,14 +8,14 @@ half a face: the face reaches from -1 to 1 downwards.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from nb_sae.data.canvas import Canvas, Colour, Points, arc, mirror, mix, oval, smooth
-from nb_sae.data.headgear import draw_hair_back, draw_hair_front, draw_hat
-from nb_sae.data.scenery import draw_background, draw_clothes
+from nb_sae.data.drawing.canvas import Canvas, Colour, Points, arc, mirror, mix, oval, smooth
+from nb_sae.data.drawing.headgear import draw_hair_back, draw_hair_front, draw_hat
+from nb_sae.data.drawing.scenery import draw_background, draw_clothes
+from nb_sae.data.drawing.sitter import Sitter, jitter
 
 SKINS: tuple[Colour, ...] = (
     (240, 192, 140), (228, 176, 118), (214, 156, 104), (196, 138, 90),
@@ -35,37 +35,6 @@ LIPSTICKS: tuple[Colour, ...] = ((206, 10, 44), (226, 30, 110), (160, 14, 84), (
 SHADOWS: tuple[Colour, ...] = ((116, 74, 220), (30, 130, 220), (0, 160, 140), (214, 60, 170))
 IRISES: tuple[Colour, ...] = ((66, 42, 26), (40, 92, 168), (52, 128, 70), (96, 70, 40), (34, 32, 40))
 INK: Colour = (34, 26, 32)
-
-
-@dataclass
-class Sitter:
-    """One face while it is being drawn: its attributes, its chance, and the choices several parts share."""
-
-    canvas: Canvas
-    has: Collection[str]
-    rng: np.random.Generator
-    skin: Colour
-    hair: Colour
-    line: Colour
-    line_width: float
-    rx: float
-    yaw: float
-    length: float
-    """How far down the hair reaches."""
-
-    def pick(self, colours: tuple[Colour, ...]) -> Colour:
-        """One of the colours, slightly varied."""
-        return jitter(self.rng, colours[int(self.rng.integers(len(colours)))])
-
-    def between(self, low: float, high: float) -> float:
-        """A uniform number."""
-        return low + (high - low) * float(self.rng.random())
-
-
-def jitter(rng: np.random.Generator, colour: Colour, by: float = 9.0) -> Colour:
-    """The colour with each channel moved by up to `by`."""
-    moved = np.asarray(colour) + rng.uniform(-by, by, 3)
-    return tuple(int(c) for c in np.clip(moved, 0, 255))
 
 
 def draw_face(has: Collection[str], rng: np.random.Generator, size: int = 64) -> Image.Image:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nb_sae.data.canvas import Points, arc, mix, oval, smooth
+from nb_sae.data.drawing.canvas import Points, arc, mix, oval, smooth
 
 if TYPE_CHECKING:
-    from nb_sae.data.drawing import Sitter
+    from nb_sae.data.drawing.sitter import Sitter
 
 INK = (34, 26, 32)
 HATS = ((206, 40, 50), (36, 92, 180), (40, 140, 90), (240, 170, 40), (110, 60, 150), (60, 60, 70), (236, 120, 160))
