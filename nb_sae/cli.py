@@ -188,7 +188,11 @@ def _tell(made: Report) -> int:
     if made.stop is None:
         return 0
     cell = made.stop.cell + 1
-    said = f"interrupted in cell {cell}" if made.stop.interrupted else f"cell {cell} failed: {made.stop.reason}"
+    said = (
+        f"interrupted in cell {cell}"
+        if made.stop.interrupted
+        else f"cell {cell} failed: {made.stop.reason.rstrip('.')}"
+    )
     print(f"nb-sae: {said}. The report shows what ran before.", file=sys.stderr)
     return _EXIT_INTERRUPTED if made.stop.interrupted else _EXIT_FAILED
 

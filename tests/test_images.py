@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from nb_sae.data.images import Images, images
 from nb_sae.errors import InputError, InputNotFoundError
@@ -197,3 +197,13 @@ def test_photographs_that_scikit_image_carries_can_be_read():
     assert len(readable) >= 10
     assert all(photo.mode == "RGB" and min(photo.size) > 1 for photo in readable)
     assert all(key.endswith((".tif", ".tiff")) for key in refused)
+
+
+def test_a_preview_shows_the_first_images_and_leaves_a_broken_one_grey(tmp_path):
+    Image.new("RGB", (30, 10), "red").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    Image.new("RGB", (10, 10), "blue").save(tmp_path / "c.png")
+    sheet = images(tmp_path).preview(10, side=30, columns=2)
+    assert sheet.size == (60, 60)
+    at = {(15, 15): "red", (15, 2): "white", (45, 15): "lightgrey", (15, 45): "blue", (45, 45): "white"}
+    assert {place: sheet.getpixel(place) for place in at} == {p: ImageColor.getrgb(c) for p, c in at.items()}

@@ -75,6 +75,21 @@ class Images:
             return self._read(int(input_id))
         return self._take(self._positions(input_id))
 
+    def preview(self, count: int = 24, *, side: int = 80, columns: int = 12) -> Image.Image:
+        """The first `count` images on one sheet, each fitted into a square of `side` pixels.
+
+        An image that cannot be read is left grey; collecting activations skips and lists it.
+        """
+        count = min(count, len(self))
+        sheet = Image.new("RGB", (min(count, columns) * side, -(-count // columns) * side), "white")
+        for number in range(count):
+            try:
+                picture = ImageOps.pad(self[number], (side, side), Image.Resampling.LANCZOS, color="white")
+            except InputError:
+                picture = Image.new("RGB", (side, side), "lightgrey")
+            sheet.paste(picture, (number % columns * side, number // columns * side))
+        return sheet
+
     def __repr__(self) -> str:
         ignored = f", {self.ignored:,} other files ignored" if self.ignored else ""
         return f"{type(self).__name__}({self.name!r}, {len(self):,} images{ignored})"
