@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 
 import planted
 import pytest
@@ -245,7 +244,8 @@ def test_saved_session_continues_bit_for_bit(small_source, tmp_path):
     half.save(tmp_path / "s")
     again = ns.Session.load(tmp_path / "s", small_source, device="cpu").run(progress=False)
     assert torch.equal(again.dictionary.W_enc, whole.dictionary.W_enc)
-    assert again.log["step"].to_list() == whole.log["step"].to_list() or again.log.height >= whole.log.height
+    assert again.log["step"].to_list() == whole.log["step"].to_list()
+    assert again.log["loss"].to_list() == whole.log["loss"].to_list()
 
 
 def test_loaded_session_without_rows_gives_its_dictionary_and_says_what_run_needs(small_source, tmp_path):
@@ -266,25 +266,20 @@ def test_session_refuses_other_rows(small_source, tmp_path):
 
 def test_an_interrupt_stops_after_the_step_and_loses_nothing(small_source):
     session = ns.Session(small_source, CONFIG, TRAIN, device="cpu")
-    timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
-    session.on_log = lambda record: timer.start() if record["step"] == 1 else None
+    session.on_log = lambda record: os.kill(os.getpid(), signal.SIGINT) if record["step"] == 5 else None
     session.run(progress=False)
-    timer.join()
-    if session.finished:
-        pytest.fail("the run ended before the interrupt; make it longer")
     assert session.stopped_early
-    stopped_at = session.step
+    assert session.step == 5
     session.run(progress=False)
     assert session.finished
     whole = ns.Session(small_source, CONFIG, TRAIN, device="cpu").run(progress=False)
-    assert torch.equal(session.dictionary.W_enc, whole.dictionary.W_enc), stopped_at
+    assert torch.equal(session.dictionary.W_enc, whole.dictionary.W_enc)
 
 
 def test_a_killed_save_leaves_the_session_before_readable(small_source, tmp_path):
     script = textwrap.dedent(
         f"""
         import os, signal, sys
-        sys.path.insert(0, {str((tmp_path / "x").parent)!r})
         import torch, nb_sae as ns, nb_sae.sae.session as session_module
         rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
         source = ns.ActivationStore.from_tensor(rows)
@@ -393,7 +388,6 @@ def test_fvu_is_one_for_the_mean_and_nan_when_nothing_varies():
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     assert metrics.fvu(x, x.mean(0).expand_as(x)) == pytest.approx(1.0)
     assert metrics.fvu(x, x) == 0
-    assert metrics.fvu(torch.ones(4, 3), torch.zeros(4, 3)) != metrics.fvu(x, x)
     assert torch.isnan(torch.tensor(metrics.fvu(torch.ones(4, 3), torch.zeros(4, 3))))
 
 
