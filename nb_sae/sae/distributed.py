@@ -1,0 +1,368 @@
+"""How the processes of one training run agree: who reads which rows, who holds which latents, what is summed.
+
+One process is `Alone` and none of this costs it anything. Several are `Ranks`, laid out as row shares × latent shares:
+a batch is split over the former, the dictionary over the latter. A step asks the same questions of either class, so
+there is one code for a laptop and for many machines. Nothing here knows what a step computes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nb_sae.errors import ConfigError, MissingDependencyError
+
+AGREE_EVERY = 16
+"""Steps between two exchanges about stopping; on a GPU every exchange waits for the device."""
+
+
+class Group(Protocol):
+    """The processes of one training run, as one of them sees them."""
+
+    rank: int
+    """Number of this process, 0 … world-1."""
+    world: int
+    """How many processes there are."""
+    row_shares: int
+    """Into how many parts a batch is split; every part is computed on `latent_shares` processes."""
+    latent_shares: int
+    """Into how many parts the dictionary is split."""
+    latent_share: int
+    """Which part of the dictionary this process holds."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints, logs and writes files."""
+        ...
+
+    # ── rows ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """What `source.batches(share=…)` is given: this process reads part `rank` of `world` of every batch."""
+        ...
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """The rows this process computes on, from those that it has read: those of its latent group together."""
+        ...
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over the row shares. Its gradient is that of the local value, so that `reduce_gradients` makes it exact.
+
+        Everything that is not linear in the mean over rows needs it: an L0 target, a loss divided by a variance.
+        """
+        ...
+
+    def any(self, mask: Tensor) -> Tensor:
+        """Where a boolean tensor holds on at least one row share: latents that fired, a loss that is not finite."""
+        ...
+
+    def smallest(self, value: Tensor) -> Tensor:
+        """Elementwise minimum over the row shares: the threshold of BatchTopK."""
+        ...
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all row shares, on every process, share after share. For what is rare: resampling."""
+        ...
+
+    # ── parameters ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def latents(self, d_sae: int) -> slice:
+        """The latents that this process holds."""
+        ...
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors by those of the first row share, so that all start equal."""
+        ...
+
+    def reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Average `.grad` over the row shares. Between the backward pass and anything that reads a gradient."""
+        ...
+
+    def sum_over_latents(self, value: Tensor) -> Tensor:
+        """Sum of a detached value over the latent shares: the squared norm of a gradient that is split."""
+        ...
+
+    def gather_latents(self, part: Tensor, dim: int) -> Tensor:
+        """The whole of a tensor that is split along `dim`; every process must ask, every process gets it."""
+        ...
+
+    # ── together ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def agree_to_stop(self, wanted: bool, step: int, *, now: bool = False) -> bool:
+        """Whether to stop after this step: all processes stop at the same one, or none does.
+
+        Several processes exchange this every `AGREE_EVERY` steps, or `now`; in between the answer is False.
+        """
+        ...
+
+    def wait(self) -> None:
+        """Return when every process is here: a file that the main process wrote is there for all."""
+        ...
+
+
+class Alone:
+    """One process: everything is local."""
+
+    rank, world, row_shares, latent_shares, latent_share = 0, 1, 1, 1, 0
+    is_main = True
+    share = (0, 1)
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """See `Group`."""
+        return rows
+
+    def mean(self, value: Tensor) -> Tensor:
+        """See `Group`."""
+        return value
+
+    def any(self, mask: Tensor) -> Tensor:
+        """See `Group`."""
+        return mask
+
+    def smallest(self, value: Tensor) -> Tensor:
+        """See `Group`."""
+        return value
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """See `Group`."""
+        return rows
+
+    def latents(self, d_sae: int) -> slice:
+        """See `Group`."""
+        return slice(0, d_sae)
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """See `Group`."""
+
+    def reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """See `Group`."""
+
+    def sum_over_latents(self, value: Tensor) -> Tensor:
+        """See `Group`."""
+        return value
+
+    def gather_latents(self, part: Tensor, dim: int) -> Tensor:
+        """See `Group`."""
+        del dim
+        return part
+
+    def agree_to_stop(self, wanted: bool, step: int, *, now: bool = False) -> bool:
+        """See `Group`."""
+        del step, now
+        return wanted
+
+    def wait(self) -> None:
+        """See `Group`."""
+
+
+class Ranks:
+    """Several processes of torch.distributed. See `Group`.
+
+    Args:
+        latent_shares: Into how many parts the dictionary is split; the others split the rows. 1: data parallel.
+            The number of processes: every process sees every row.
+
+    Raises:
+        ConfigError: `latent_shares` does not divide the number of processes.
+    """
+
+    def __init__(self, latent_shares: int = 1) -> None:
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        if latent_shares < 1 or self.world % latent_shares:
+            raise ConfigError(
+                f"latent_shares={latent_shares} does not divide the {self.world} processes. "
+                "Start a multiple of it, or choose a divisor."
+            )
+        self.latent_shares, self.row_shares = latent_shares, self.world // latent_shares
+        self.latent_share = self.rank % latent_shares
+        # Every process takes part in making every group, also of those that it is not in.
+        by_rows = [list(range(first, self.world, latent_shares)) for first in range(latent_shares)]
+        by_latents = [list(range(first, first + latent_shares)) for first in range(0, self.world, latent_shares)]
+        self._row_group = _group_of(self.rank, by_rows)
+        self.latent_group = _group_of(self.rank, by_latents)
+
+    @property
+    def is_main(self) -> bool:
+        """See `Group`."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """See `Group`."""
+        return self.rank, self.world
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """See `Group`."""
+        return _all_gather(rows, self.latent_group, self.latent_shares) if self.latent_shares > 1 else rows
+
+    def mean(self, value: Tensor) -> Tensor:
+        """See `Group`."""
+        if self.row_shares == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total, group=self._row_group)
+        total /= self.row_shares
+        return value + (total - value.detach()) if value.requires_grad else total
+
+    def any(self, mask: Tensor) -> Tensor:
+        """See `Group`."""
+        if self.row_shares == 1:
+            return mask
+        seen = mask.to(torch.uint8)
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=self._row_group)
+        return seen.bool()
+
+    def smallest(self, value: Tensor) -> Tensor:
+        """See `Group`."""
+        if self.row_shares == 1:
+            return value
+        low = value.clone()
+        dist.all_reduce(low, op=dist.ReduceOp.MIN, group=self._row_group)
+        return low
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """See `Group`."""
+        return _all_gather(rows, self._row_group, self.row_shares) if self.row_shares > 1 else rows
+
+    def latents(self, d_sae: int) -> slice:
+        """See `Group`.
+
+        Raises:
+            ConfigError: the dictionary cannot be split evenly.
+        """
+        if d_sae % self.latent_shares:
+            raise ConfigError(
+                f"d_sae={d_sae} cannot be split evenly over latent_shares={self.latent_shares}. "
+                f"Choose d_sae={d_sae + -d_sae % self.latent_shares}, or another number of shares."
+            )
+        size = d_sae // self.latent_shares
+        return slice(self.latent_share * size, (self.latent_share + 1) * size)
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """See `Group`."""
+        if self.row_shares > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=self.latent_share, group=self._row_group)
+
+    def reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """See `Group`."""
+        if self.row_shares == 1:
+            return
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        waiting = [dist.all_reduce(gradient, group=self._row_group, async_op=True) for gradient in gradients]
+        for work, gradient in zip(waiting, gradients, strict=True):
+            if work is not None:
+                work.wait()
+            gradient /= self.row_shares
+
+    def sum_over_latents(self, value: Tensor) -> Tensor:
+        """See `Group`."""
+        if self.latent_shares == 1:
+            return value
+        total = value.detach().clone()
+        dist.all_reduce(total, group=self.latent_group)
+        return total
+
+    def gather_latents(self, part: Tensor, dim: int) -> Tensor:
+        """See `Group`."""
+        if self.latent_shares == 1:
+            return part
+        moved = part.detach().movedim(dim, 0).contiguous()
+        return _all_gather(moved, self.latent_group, self.latent_shares).movedim(0, dim).contiguous()
+
+    def agree_to_stop(self, wanted: bool, step: int, *, now: bool = False) -> bool:
+        """See `Group`."""
+        if not now and step % AGREE_EVERY:
+            return False
+        flag = torch.tensor([int(wanted)], dtype=torch.uint8, device=_device_of_collectives())
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def wait(self) -> None:
+        """See `Group`."""
+        dist.barrier()
+
+
+def join(latent_shares: int = 1) -> Group:
+    """The group of this process: those that `torchrun` or `launch` started, or `Alone`.
+
+    Starts torch.distributed if nobody has: nccl where there is a GPU (this process then uses the one numbered
+    LOCAL_RANK), gloo otherwise.
+
+    Args:
+        latent_shares: Into how many parts the dictionary is split; the other processes split the rows.
+
+    Raises:
+        ConfigError: `latent_shares` does not divide the number of processes, or is above 1 for one process.
+    """
+    if not dist.is_available():
+        return _alone(latent_shares)
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
+            return _alone(latent_shares)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            dist.init_process_group("cpu:gloo,cuda:nccl")
+        else:
+            dist.init_process_group("gloo")
+    return Ranks(latent_shares) if dist.get_world_size() > 1 else _alone(latent_shares)
+
+
+def launch(function: Any, arguments: Sequence[Any] = (), *, processes: int) -> None:
+    """Run `function(*arguments)` in several processes from a notebook, by accelerate's launcher.
+
+    What the function makes has to be saved to a file: nothing comes back. A notebook that has already used its GPU
+    cannot start GPU processes; accelerate says so.
+
+    Raises:
+        MissingDependencyError: accelerate is not installed.
+        ConfigError: fewer than one process.
+    """
+    if processes < 1:
+        raise ConfigError(f"processes={processes} is below 1. Give the number of GPUs, or of CPU processes.")
+    try:
+        from accelerate import notebook_launcher  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Training in several processes from a notebook needs 'accelerate', which is not installed. "
+            "Run: pip install accelerate, or start the same code with torchrun."
+        ) from error
+    notebook_launcher(function, args=tuple(arguments), num_processes=processes)
+
+
+def _alone(latent_shares: int) -> Alone:
+    if latent_shares != 1:
+        raise ConfigError(
+            f"latent_shares={latent_shares} needs as many processes, this is one alone. "
+            f"Start it with torchrun --nproc-per-node {latent_shares}."
+        )
+    return Alone()
+
+
+def _group_of(rank: int, members: Sequence[Sequence[int]]) -> Any:
+    mine = None
+    for one in members:
+        group = dist.new_group(list(one))
+        if rank in one:
+            mine = group
+    return mine
+
+
+def _all_gather(part: Tensor, group: Any, count: int) -> Tensor:
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(count)]
+    dist.all_gather(parts, part.detach().contiguous(), group=group)
+    return torch.cat(parts)
+
+
+def _device_of_collectives() -> torch.device:
+    return torch.device("cpu" if dist.get_backend() == "gloo" else "cuda") if not _has_gloo() else torch.device("cpu")
+
+
+def _has_gloo() -> bool:
+    return "gloo" in str(dist.get_backend_config())
