@@ -13,7 +13,8 @@ if [ -x .venv/bin/python ]; then
     TORCH="torch==$(.venv/bin/python -c 'from importlib.metadata import version; print(version("torch"))')"
 fi
 echo "installing sae-lens, eai-sparsify, overcomplete and dictionary-learning into $VENV (torch is large: some minutes)"
-"${PIP[@]}" "$TORCH" 'sae-lens==6.54.12' 'transformer-lens<4' 'eai-sparsify==1.3.3' 'overcomplete==0.3.0'
+"${PIP[@]}" "$TORCH" 'sae-lens==6.54.12' 'transformer-lens<4' 'eai-sparsify==1.3.3' 'overcomplete==0.3.0' \
+    'matplotlib<3.11' # overcomplete draws with matplotlib.cm.get_cmap
 # dictionary-learning asks for plotting and embedding packages that only its interpretation module imports and that
 # hold numpy back; what its dictionaries, buffers and trainers import is named here instead.
 "${PIP[@]}" 'nnsight>=0.3,<0.4' zstandard pandas wandb psutil
