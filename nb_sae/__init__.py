@@ -26,7 +26,7 @@ _HOME = {
     "demo_faces": "nb_sae.data.faces:demo_faces",
     "ActivationStore": "nb_sae.store.activation_store:ActivationStore",
     "SAEConfig": "nb_sae.sae.config:SAEConfig",
-    "TrainConfig": "nb_sae.sae.config:TrainConfig",
+    "TrainConfig": "nb_sae.sae.training:TrainConfig",
     "Session": "nb_sae.sae.session:Session",
     "train_sae": "nb_sae.sae.session:train_sae",
     "Dictionary": "nb_sae.sae.dictionary:Dictionary",
@@ -60,10 +60,10 @@ if TYPE_CHECKING:
     from nb_sae.models.lm import load_lm as load_lm
     from nb_sae.reporting.report import report as report
     from nb_sae.sae.config import SAEConfig as SAEConfig
-    from nb_sae.sae.config import TrainConfig as TrainConfig
     from nb_sae.sae.dictionary import Dictionary as Dictionary
     from nb_sae.sae.session import Session as Session
     from nb_sae.sae.session import train_sae as train_sae
+    from nb_sae.sae.training import TrainConfig as TrainConfig
     from nb_sae.store.activation_store import ActivationStore as ActivationStore
     from nb_sae.types import Edit as Edit
     from nb_sae.widgets.base import show as show

@@ -24,8 +24,9 @@ from nb_sae.errors import (
 )
 from nb_sae.sae import metrics
 from nb_sae.sae.config import default_budgets
-from nb_sae.sae.losses import dead_latent_loss, level_errors
-from nb_sae.sae.model import SAE, nested_decode
+from nb_sae.sae.dead import dead_latent_loss
+from nb_sae.sae.model import SAE
+from nb_sae.sae.nested import nested_loss
 from nb_sae.sae.sparsity import to_dense, top_k
 
 
@@ -59,13 +60,13 @@ def test_nested_loss_and_gradients_equal_the_dense_levels(budgets):
     x = torch.randn(40, 8, dtype=torch.double)
     weights = torch.linspace(1, 2, len(budgets), dtype=torch.double)
 
-    values, indices = sae.encode(x, budgets[-1])
-    levels = level_errors(x, nested_decode(values, indices, sae.W_dec, sae.b_dec, budgets))
-    fast = torch.autograd.grad((levels * weights).sum(), list(sae.parameters()))
+    level_weights = (weights / weights.sum()).tolist()
+    nested = nested_loss(x, sae.pre_activations(x), sae.W_dec, sae.b_dec, budgets=budgets, level_weights=level_weights)
+    fast = torch.autograd.grad(nested.loss, list(sae.parameters()))
     naive = naive_levels(x, sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, budgets)
-    slow = torch.autograd.grad((naive * weights).sum(), list(sae.parameters()))
+    slow = torch.autograd.grad((naive * weights / weights.sum()).sum(), list(sae.parameters()))
 
-    torch.testing.assert_close(levels, naive)
+    torch.testing.assert_close(nested.errors, naive)
     for one, other in zip(fast, slow, strict=True):
         torch.testing.assert_close(one, other)
 

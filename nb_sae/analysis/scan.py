@@ -1,23 +1,20 @@
-"""The single streaming pass over a store, from which every table is derived."""
+"""The single streaming pass over a store, whole or in parts, and the tables that are derived from it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
-import torch
 
 from nb_sae.analysis.bundle import Analysis
-from nb_sae.analysis.examples import ActivationGrid, BestOfGroups, IntervalSampler, Ints, rank_in_group
-from nb_sae.analysis.latents import LatentCounts
 from nb_sae.analysis.maps import example_frame
+from nb_sae.analysis.part import PartialAnalysis, check_parts, check_same, description, empty_of
 from nb_sae.analysis.pictures import contexts_frame, pictures_frame
-from nb_sae.analysis.quality import quality_frame
 from nb_sae.analysis.schema import INPUTS
 from nb_sae.errors import ConfigError, InputError
 from nb_sae.progress import progress as progress_bar
-from nb_sae.sae.metrics import RunningQuality
 
 if TYPE_CHECKING:
     from nb_sae.sae.dictionary import Dictionary
@@ -60,21 +57,99 @@ def analyze(
         StoreError: the rows are of another model, site, width or scale.
         InputError: the inputs are not those of the store.
     """
+    dictionary.check(store)
+    _check_shown(store, inputs, model)
+    part = analyze_part(
+        dictionary, store, part=(0, 1), top=top, per_interval=per_interval, seed=seed, progress=progress
+    )  # fmt: skip
+    return merge_analyses([part], dictionary, store, inputs, model=model, thumbnail=thumbnail, title=title)
+
+
+def analyze_part(
+    dictionary: Dictionary,
+    store: ActivationSource,
+    *,
+    part: tuple[int, int],
+    top: int = 16,
+    per_interval: int = 2,
+    seed: int = 0,
+    progress: bool = True,
+) -> PartialAnalysis:
+    """The pass over one of several parts of a store, for one of several processes or machines.
+
+    Parts are runs of neighbouring rows. `merge_analyses` makes of all of them bit for bit the tables that `analyze`
+    makes of the whole store, on the same kind of processor and with the same number of threads.
+
+    Args:
+        dictionary: See `analyze`.
+        store: The whole store, the same for every part.
+        part: `(i, n)`: part i of n, numbered from 0. Of a short store some parts are empty.
+        top: See `analyze`.
+        per_interval: See `analyze`.
+        seed: See `analyze`.
+        progress: Show the progress.
+
+    Raises:
+        ConfigError: there is no such part, or a setting has no meaning.
+        StoreError: the rows are of another model, site, width or scale.
+    """
     if top < 1 or per_interval < 0:
         raise ConfigError(f"top={top} must be at least 1 and per_interval={per_interval} at least 0.")
+    index, count = part
+    if not 0 <= index < count:
+        raise ConfigError(f"part={part} does not exist. Give (i, n) with i from 0 to n - 1.")
     dictionary.check(store)
-    if inputs is not None:
-        _check_inputs(store, inputs)
-        if inputs.modality == "text" and model is None:
-            raise InputError("Texts are shown as tokens, which needs their tokenizer. Pass analyze(…, model=lm).")
-    kept = _Scan(dictionary, store.site.positions, top, per_interval, seed)
     chunk_rows = max(1024, BLOCK_BYTES // (4 * dictionary.d_sae))
-    with progress_bar(len(store), "rows", "analyze", enabled=progress) as bar:
-        for first, rows in store.chunks(chunk_rows):
-            ids = store.rows.slice(first, len(rows))
-            kept.add(first, rows, ids["input_id"].to_numpy(), ids["token"].to_numpy())
-            bar.update(len(rows))
-    examples = example_frame(dictionary, store, kept.chosen(), kept.chunk_starts)
+    about = description(
+        dictionary, store, chunk_rows=chunk_rows, top=top, per_interval=per_interval, seed=seed
+    )  # fmt: skip
+    kept = empty_of(about)
+    spans = list(store.chunk_spans(chunk_rows))
+    mine = range(len(spans) * index // count, len(spans) * (index + 1) // count)
+    label = "analyze" if count == 1 else f"analyze part {index} of {count}"
+    with progress_bar(sum(spans[n][1] - spans[n][0] for n in mine), "rows", label, enabled=progress) as bar:
+        for number in mine:
+            first, stop = spans[number]
+            kept.add(number, first, store[first:stop], store.rows.slice(first, stop - first), dictionary)
+            bar.update(stop - first)
+    return PartialAnalysis(about, (index, count), kept)
+
+
+def merge_analyses(
+    parts: Sequence[PartialAnalysis],
+    dictionary: Dictionary,
+    store: ActivationSource,
+    inputs: Inputs | None = None,
+    *,
+    model: HookedModel | None = None,
+    thumbnail: int | None = 112,
+    title: str | None = None,
+) -> Analysis:
+    """The tables of a whole store from all of its parts, in any order. Reads only the contexts of the examples again.
+
+    Args:
+        parts: From `analyze_part` or `PartialAnalysis.load`, each once.
+        dictionary: The one that made the parts.
+        store: The one that the parts are of.
+        inputs: See `analyze`.
+        model: See `analyze`.
+        thumbnail: See `analyze`.
+        title: See `analyze`.
+
+    Raises:
+        StoreError: parts are missing, given twice, or of another dictionary, store or setting.
+        InputError: the inputs are not those of the store.
+    """
+    check_parts(parts)
+    _check_shown(store, inputs, model)
+    about = parts[0].about
+    settings = {name: about[name] for name in ("chunk_rows", "top", "per_interval", "seed")}
+    check_same(about, description(dictionary, store, **settings))
+    kept = empty_of(about)
+    for part in sorted(parts, key=lambda part: part.part):
+        kept.merge(copy.deepcopy(part.kept) if len(parts) > 1 else part.kept)
+    starts = [first for first, _ in store.chunk_spans(about["chunk_rows"])]
+    examples = example_frame(dictionary, store, kept.chosen(), starts)
     used = examples["input_id"].unique().sort()
     pictures, contexts = None, None
     if inputs is not None and inputs.modality == "image" and thumbnail:
@@ -82,9 +157,9 @@ def analyze(
     if inputs is not None and inputs.modality == "text" and model is not None:
         contexts = contexts_frame(inputs, examples, store.site, model)
     return Analysis(
-        latents=kept.counts.frame(kept.grid),
+        latents=kept.latents(),
         examples=examples,
-        quality=quality_frame(kept.budgets, kept.quality, kept.counts.unused()),
+        quality=kept.quality(),
         inputs=store.inputs.filter(pl.col("input_id").is_in(used.implode())).select(INPUTS.names()).cast(INPUTS),
         pictures=pictures,
         contexts=contexts,
@@ -97,79 +172,12 @@ def analyze(
     )
 
 
-class _Scan:
-    """What the pass keeps."""
-
-    def __init__(self, dictionary: Dictionary, positions: int, top: int, per_interval: int, seed: int) -> None:
-        self.dictionary = dictionary
-        self.budgets = dictionary.budgets or (dictionary.d_sae,)
-        self.counts = LatentCounts(dictionary.d_sae, len(self.budgets))
-        self.quality = RunningQuality(len(self.budgets))
-        self.grid = ActivationGrid(dictionary.d_sae)
-        self.chunk_starts: list[int] = []
-        self._positions = positions
-        self._strongest = BestOfGroups(dictionary.d_sae, top)
-        self._sampler = IntervalSampler(dictionary.d_sae, per_interval, seed=seed) if per_interval else None
-        ranks = np.arange(self.budgets[-1])
-        self._level_of_rank = np.searchsorted(self.budgets, ranks, side="right")
-
-    def add(self, first: int, rows: torch.Tensor, input_ids: Ints, tokens: Ints) -> None:
-        """One chunk of rows that ends where a context ends."""
-        self.chunk_starts.append(first)
-        values, indices = self.dictionary.encode(rows, sparse=True)
-        x_hats = [x_hat.cpu() for x_hat in self.dictionary.decode_levels(values, indices)]
-        self.quality.add(rows, x_hats, [(values[:, :k] > 0).sum(-1).cpu() for k in self.budgets])
-        active = values.cpu().numpy() > 0
-        row, rank = np.nonzero(active)
-        value = values.cpu().numpy()[active]
-        latent = indices.cpu().numpy()[active]
-        self.counts.add(len(rows), latent, value, self._level_of_rank[rank])
-        self._keep_strongest(first, row, latent, value, _contexts(input_ids, tokens, self._positions))
-        shift = self.grid.grow(self.counts.maxima)
-        bins = self.grid.bins(latent, value)
-        self.grid.add(latent, bins)
-        if self._sampler is not None:
-            self._sampler.regrid(shift)
-            self._sampler.add(latent, bins, value, row + first)
-
-    def _keep_strongest(self, first: int, row: Ints, latent: Ints, value: Any, context: Ints) -> None:
-        """Offer the strongest row of each (latent, context); the first one where rows are equally strong."""
-        able = -value.astype(np.float64) < self._strongest.threshold[latent]
-        row, latent, value = row[able], latent[able], value[able]
-        order = np.lexsort((row, -value, context[row], latent))
-        pair = latent[order] * (int(context[-1]) + 1) + context[row[order]]
-        order = order[np.r_[True, pair[1:] != pair[:-1]]] if len(order) else order
-        self._strongest.add(latent[order], -value[order].astype(np.float64), value[order], row[order] + first)
-
-    def chosen(self) -> pl.DataFrame:
-        """`latent, kind, interval, rank, row, act` of every example, strongest first and then by interval."""
-        latent, _, value, row = self._strongest.entries()
-        strongest = _example_rows(latent, "top", np.full(len(latent), -1), rank_in_group(latent), row, value)
-        if self._sampler is None:
-            return strongest
-        s = self._sampler.samples(self.grid, self.counts.maxima)
-        sampled = _example_rows(s["latent"], "interval", s["interval"], s["rank"], s["row"], s["value"])
-        return pl.concat([strongest, sampled]).sort("latent", "kind", "interval", "rank", maintain_order=True)
-
-
-def _example_rows(latent: Any, kind: str, interval: Any, rank: Any, row: Any, value: Any) -> pl.DataFrame:
-    return pl.DataFrame(
-        {
-            "latent": latent.astype(np.uint32),
-            "kind": pl.Series([kind] * len(latent), dtype=pl.Enum(["top", "interval"])),
-            "interval": interval.astype(np.int8),
-            "rank": rank.astype(np.uint16),
-            "row": row.astype(np.int64),
-            "act": value.astype(np.float32),
-        }
-    )
-
-
-def _contexts(input_ids: Ints, tokens: Ints, positions: int) -> Ints:
-    """A running number of the context of each row of a chunk."""
-    context = tokens // max(1, positions)
-    changed = (input_ids[1:] != input_ids[:-1]) | (context[1:] != context[:-1])
-    return np.r_[0, np.cumsum(changed)].astype(np.int64)
+def _check_shown(store: ActivationSource, inputs: Inputs | None, model: HookedModel | None) -> None:
+    if inputs is None:
+        return
+    _check_inputs(store, inputs)
+    if inputs.modality == "text" and model is None:
+        raise InputError("Texts are shown as tokens, which needs their tokenizer. Pass analyze(…, model=lm).")
 
 
 def _check_inputs(store: ActivationSource, inputs: Inputs) -> None:

@@ -1,45 +1,88 @@
-"""What to train and for how long: two frozen, validated records."""
+"""Which autoencoder to train: one frozen, validated record."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from nb_sae.errors import ConfigError
 
+Sparsity = Literal["top_k", "batch_top_k", "relu", "jump_relu", "gated"]
+BiasInit = Literal["mean", "geometric_median", "zeros"]
+Loss = Literal["mse", "nmse"]
 LevelWeights = Literal["uniform", "reverse"] | tuple[float, ...]
 
-MIN_ROWS = 1_000_000
-"""A store is repeated until this many rows were seen: with fewer, latents stay unused and FVU is far from its end."""
+BUDGETED: tuple[Sparsity, ...] = ("top_k", "batch_top_k")
+"""The rules that keep a stated number of latents, and so can nest budgets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SAEConfig:
-    """The autoencoder: its size, its nested budgets and how much each of them counts."""
+    """The autoencoder: its size, what keeps it sparse, what is nested and how much each level counts.
+
+    The classmethods are the architectures; every field can also be set on top, `SAEConfig.topk(32, tied=True)`.
+    """
 
     expansion: int | None = 8
     """Latents per input dimension; ignored if `d_sae` is given."""
     d_sae: int | None = None
     """Number of latents."""
+    sparsity: Sparsity = "top_k"
+    """What decides which latents are active."""
     budgets: tuple[int, ...] | None = None
-    """Nested k's, ascending: active latents per row. None: from `d_in`, see `default_budgets`. One budget: TopK."""
+    """Nested k's, ascending: active latents per row (the batch's mean with "batch_top_k"). None: `default_budgets`."""
+    widths: tuple[int, ...] | None = None
+    """Nested prefixes of the dictionary, ascending, the last is `d_sae`. None: one width. They compose with budgets."""
     level_weights: LevelWeights = "uniform"
-    """Weight of each budget's loss: "uniform" (UW), "reverse" (RW: the sparsest counts most), or one number each."""
+    """Weight of each level's loss, always normalised: "uniform" (UW), "reverse" (RW: the sparsest counts most), or one
+    number per budget (per width if only widths are nested), or per pair, budgets outer and widths inner."""
+    tied: bool = False
+    """The encoder is the transposed decoder."""
     encoder_scale: float = 0.2
     """The encoder starts as this multiple of the transposed unit decoder; 1.0 leaves far more latents unused."""
+    bias_init: BiasInit = "mean"
+    """Where `b_dec` starts: the mean of the rows, their geometric median, or zero in the units of the model."""
+    loss: Loss = "mse"
+    """"mse", or "nmse": each row's error over its own square distance from the mean, as in the paper's code."""
+    l1_weight: float = 0.03
+    """"relu" and "gated": weight of mean_n Σ_j latent_j ‖W_dec_j‖ / √d, in normalised units."""
+    target_l0: float | None = None
+    """"jump_relu": active latents per row that the penalty aims at."""
+    l0_weight: float = 1.0
+    """"jump_relu": weight of (L0 / target_l0 − 1)²."""
+    bandwidth: float = 0.1
+    """"jump_relu": width, in normalised units, of the straight-through estimator's window around a threshold."""
 
     def __post_init__(self) -> None:
         if self.d_sae is None and (self.expansion is None or self.expansion < 1):
             raise ConfigError(f"expansion={self.expansion} gives no latents. Give expansion ≥ 1 or d_sae.")
         if self.d_sae is not None and self.d_sae < 1:
             raise ConfigError(f"d_sae={self.d_sae} is not a number of latents. Give d_sae ≥ 1.")
-        if not self.encoder_scale > 0:
-            raise ConfigError(f"encoder_scale={self.encoder_scale} must be above 0.")
+        for name, allowed in (("sparsity", Sparsity), ("bias_init", BiasInit), ("loss", Loss)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: use one of {', '.join(get_args(allowed))}.")
+        for name in ("encoder_scale", "bandwidth"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be above 0.")
+        for name in ("l1_weight", "l0_weight"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must not be negative.")
         if self.budgets is not None:
-            _check_budgets(self.budgets, self.d_sae)
-        _check_weights(self.level_weights, self.budgets)
+            if self.sparsity not in BUDGETED:
+                raise ConfigError(f"sparsity={self.sparsity!r} has no budgets; leave out budgets={self.budgets}.")
+            _check_ascending("budgets", self.budgets, "(16, 32, 64)")
+            if self.d_sae is not None and self.budgets[-1] > self.d_sae:
+                raise ConfigError(
+                    f"k={self.budgets[-1]} is larger than d_sae={self.d_sae}. Lower the budget or raise d_sae."
+                )
+        if self.widths is not None:
+            _check_ascending("widths", self.widths, "(256, 512, 1024)")
+            _check_last_width(self.widths, self.d_sae)
+        if self.sparsity == "jump_relu" and not (self.target_l0 or 0) > 0:
+            raise ConfigError(f"target_l0={self.target_l0}: JumpReLU needs the number of active latents to aim at.")
+        _check_weights(self)
 
     @classmethod
     def msae(
@@ -48,49 +91,154 @@ class SAEConfig:
         expansion: int | None = 8,
         d_sae: int | None = None,
         budgets: Sequence[int] | None = None,
+        widths: Sequence[int] | None = None,
         level_weights: Literal["uniform", "reverse"] | Sequence[float] = "uniform",
+        **others: Any,
     ) -> Self:
-        """Matryoshka SAE: one dictionary, nested top-k budgets.
+        """Matryoshka SAE, our best settings: one dictionary, nested top-k budgets (and nested widths if given).
 
         Source:
-            Zaigrajew et al. 2025, Interpreting CLIP with Hierarchical Sparse Autoencoders, arXiv:2502.20578.
+            Zaigrajew et al. 2025, Interpreting CLIP with Hierarchical Sparse Autoencoders, arXiv:2502.20578; nested
+            widths: Bussmann et al. 2025, Learning Multi-Level Features with Matryoshka SAEs, arXiv:2503.17547.
         """
-        weights = level_weights if isinstance(level_weights, str) else tuple(map(float, level_weights))
-        chosen = None if budgets is None else tuple(map(int, budgets))
-        return cls(expansion=expansion, d_sae=d_sae, budgets=chosen, level_weights=weights)
+        return cls(
+            expansion=expansion,
+            d_sae=d_sae,
+            budgets=_integers(budgets),
+            widths=_integers(widths),
+            level_weights=level_weights if isinstance(level_weights, str) else tuple(map(float, level_weights)),
+            **others,
+        )
 
     @classmethod
-    def topk(cls, k: int, *, expansion: int | None = 8, d_sae: int | None = None) -> Self:
+    def msae_paper(
+        cls,
+        d_in: int,
+        *,
+        expansion: int = 8,
+        level_weights: Literal["uniform", "reverse"] = "reverse",
+        loss: Loss = "nmse",
+    ) -> Self:
+        """The paper's MSAE as it was coded, for reproduction and comparison; train it with `TrainConfig.msae_paper`.
+
+        Budgets 64, 128, … d_sae, so the last level is a plain ReLU; the encoder starts at 0.01 of the decoder. The
+        authors' later code uses loss="mse".
+
+        Raises:
+            ConfigError: fewer than 64 latents.
+        """
+        d_sae = expansion * d_in
+        if d_sae < 64:
+            raise ConfigError(
+                f"d_in={d_in}, expansion={expansion} gives {d_sae} latents; the paper's budgets start at 64."
+            )
+        budgets = [64]
+        while budgets[-1] * 2 <= d_sae:
+            budgets.append(budgets[-1] * 2)
+        if budgets[-1] != d_sae:
+            budgets.append(d_sae)
+        return cls(d_sae=d_sae, budgets=tuple(budgets), level_weights=level_weights, encoder_scale=0.01, loss=loss)
+
+    @classmethod
+    def topk(cls, k: int, *, expansion: int | None = 8, d_sae: int | None = None, **others: Any) -> Self:
         """TopK SAE: the one-budget case.
 
         Source:
             Gao et al. 2024, Scaling and evaluating sparse autoencoders, arXiv:2406.04093.
         """
-        return cls(expansion=expansion, d_sae=d_sae, budgets=(int(k),))
+        return cls(expansion=expansion, d_sae=d_sae, budgets=(int(k),), **others)
 
-    def resolve(self, d_in: int) -> SAEConfig:
+    @classmethod
+    def batch_topk(
+        cls, k: int | Sequence[int], *, expansion: int | None = 8, d_sae: int | None = None, **others: Any
+    ) -> Self:
+        """BatchTopK SAE: k active latents per row on average over a batch; at inference a threshold, estimated.
+
+        Several k's are nested budgets; with `widths=` and one k it is the Matryoshka SAE of Bussmann et al.
+
+        Source:
+            Bussmann et al. 2024, BatchTopK Sparse Autoencoders, arXiv:2412.06410.
+        """
+        budgets = (int(k),) if isinstance(k, int) else _integers(k)
+        return cls(expansion=expansion, d_sae=d_sae, sparsity="batch_top_k", budgets=budgets, **others)
+
+    @classmethod
+    def relu(
+        cls, *, l1_weight: float = 0.03, expansion: int | None = 8, d_sae: int | None = None, **others: Any
+    ) -> Self:
+        """ReLU SAE with an L1 penalty weighted by the decoder's norms.
+
+        Source:
+            Conerly et al. 2024, Circuits Updates April 2024 (Anthropic), "Update on how we train SAEs".
+        """
+        return cls(expansion=expansion, d_sae=d_sae, sparsity="relu", l1_weight=l1_weight, **others)
+
+    @classmethod
+    def jump_relu(cls, target_l0: float, *, expansion: int | None = 8, d_sae: int | None = None, **others: Any) -> Self:
+        """JumpReLU SAE: one learned threshold per latent, straight-through gradients, L0 driven to `target_l0`.
+
+        Source:
+            Rajamanoharan et al. 2024, Jumping Ahead, arXiv:2407.14435, sections 3 and appendix I (target L0).
+        """
+        return cls(expansion=expansion, d_sae=d_sae, sparsity="jump_relu", target_l0=float(target_l0), **others)
+
+    @classmethod
+    def gated(
+        cls, *, l1_weight: float = 0.03, expansion: int | None = 8, d_sae: int | None = None, **others: Any
+    ) -> Self:
+        """Gated SAE: one bias decides whether a latent is active, another how strongly.
+
+        Source:
+            Rajamanoharan et al. 2024, Improving Dictionary Learning with Gated Sparse Autoencoders, arXiv:2404.16014.
+        """
+        return cls(expansion=expansion, d_sae=d_sae, sparsity="gated", l1_weight=l1_weight, **others)
+
+    @classmethod
+    def k_sparse(cls, k: int, *, expansion: int | None = 8, d_sae: int | None = None, **others: Any) -> Self:
+        """k-sparse autoencoder: TopK with tied weights.
+
+        Source:
+            Makhzani and Frey 2013, k-Sparse Autoencoders, arXiv:1312.5663.
+        """
+        return cls(expansion=expansion, d_sae=d_sae, budgets=(int(k),), tied=True, **others)
+
+    def resolve(self, d_in: int, d_out: int | None = None) -> SAEConfig:
         """The same settings with `d_sae` and `budgets` as numbers for rows of width `d_in`.
 
         Raises:
-            ConfigError: a budget is larger than the number of latents.
+            ConfigError: a budget is larger than the number of latents, or the widths do not end at it.
         """
         d_sae = self.d_sae if self.d_sae is not None else (self.expansion or 0) * d_in
-        budgets = self.budgets if self.budgets is not None else default_budgets(d_in, d_sae)
+        budgets = self.budgets
+        if budgets is None and self.sparsity in BUDGETED:
+            budgets = default_budgets(d_in, d_sae)
+        if self.widths is not None:
+            _check_last_width(self.widths, d_sae)
+        if self.tied and d_out not in (None, d_in):
+            raise ConfigError(f"tied=True needs rows in and out of one width; they are {d_in} and {d_out}.")
         return replace(self, d_sae=d_sae, budgets=budgets)
 
     @property
-    def normalised_weights(self) -> tuple[float, ...]:
-        """One weight per budget, summing to 1. Needs `resolve` first.
+    def levels(self) -> list[tuple[int | None, int | None]]:
+        """`(budget, width)` of every level, sparsest first: budgets outer, widths inner; None where not nested."""
+        return [(budget, width) for budget in self.budgets or (None,) for width in self.widths or (None,)]
 
-        Reverse weights are h, h−1, …, 1 over ascending budgets (the paper's RW).
+    @property
+    def normalised_weights(self) -> tuple[float, ...]:
+        """One weight per level, summing to 1. Needs `resolve` first.
+
+        Reverse weights are h, h−1, …, 1 over ascending budgets (the paper's RW), uniform over widths.
         """
-        levels = len(self.budgets or ())
+        budgets, widths = len(self.budgets or (None,)), len(self.widths or (None,))
+        outer, inner = (budgets, widths) if budgets > 1 or widths == 1 else (widths, 1)
         if self.level_weights == "uniform":
-            raw: Sequence[float] = [1.0] * levels
+            raw: list[float] = [1.0] * (budgets * widths)
         elif self.level_weights == "reverse":
-            raw = [float(levels - i) for i in range(levels)]
+            raw = [float(outer - i) for i in range(outer) for _ in range(inner)]
+        elif len(self.level_weights) == budgets * widths:
+            raw = list(self.level_weights)
         else:
-            raw = self.level_weights
+            raw = [weight for weight in self.level_weights for _ in range(inner)]
         return tuple(weight / sum(raw) for weight in raw)
 
     def to_json(self) -> dict[str, Any]:
@@ -104,75 +252,6 @@ class SAEConfig:
             name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()
         }
         return cls(**fields)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long and how fast to train. Kept as provenance; not needed to use the result."""
-
-    rows: int | None = None
-    """Rows to see in total; a shorter source is repeated. None: one million, or the whole source if longer."""
-    epochs: float | None = None
-    """The same in passes over the source; give one of the two."""
-    batch_rows: int | None = None
-    """Rows per step. None: an eighth of the source, between 128 and 1,024, so that a small source gives many steps."""
-    learning_rate: float = 3e-3
-    """Peak of Adam's step size."""
-    warmup_steps: int = 50
-    """Steps over which the learning rate rises from 0; shortened to a tenth of a short run."""
-    decay_fraction: float = 0.2
-    """The learning rate falls to 0, linearly, over this last part of the run."""
-    dead_after_rows: int = 50_000
-    """A latent that stays silent for this many rows counts as dead."""
-    aux_weight: float = 1 / 32
-    """Weight of the auxiliary loss, in which dead latents explain what the largest budget leaves (AuxK); 0 is off."""
-    seed: int = 0
-    """Of the initial weights and of the order of the rows."""
-    log_points: int = 200
-    """Lines in the log of a whole run."""
-
-    def __post_init__(self) -> None:
-        if self.rows is not None and self.epochs is not None:
-            raise ConfigError(f"Both rows={self.rows} and epochs={self.epochs} are given. Give one of them.")
-        for name in ("rows", "epochs", "batch_rows", "learning_rate", "dead_after_rows", "log_points"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name}={value} must be above 0.")
-        if not 0 <= self.decay_fraction <= 1 or self.warmup_steps < 0 or self.aux_weight < 0:
-            raise ConfigError(
-                f"decay_fraction={self.decay_fraction} must be in [0, 1], warmup_steps={self.warmup_steps} and "
-                f"aux_weight={self.aux_weight} at least 0."
-            )
-
-    def resolve(self, source_rows: int) -> TrainConfig:
-        """The same settings with `rows` and `batch_rows` as numbers for a source of this length."""
-        batch_rows = self.batch_rows or min(1024, max(128, source_rows // 8))
-        batch_rows = min(batch_rows, source_rows)
-        if self.epochs is not None:
-            rows = max(1, round(self.epochs * source_rows))
-        else:
-            rows = self.rows or max(MIN_ROWS, source_rows)
-        return replace(self, rows=rows, epochs=None, batch_rows=batch_rows)
-
-    @property
-    def steps(self) -> int:
-        """Number of optimiser steps. Needs `resolve` first."""
-        if self.rows is None or self.batch_rows is None:
-            raise ConfigError("The number of steps depends on the source. Call TrainConfig.resolve(len(source)) first.")
-        return math.ceil(self.rows / self.batch_rows)
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate of a step: warm-up, constant, linear decay to 0 just after the last step."""
-        total = self.steps
-        warmup = min(self.warmup_steps, total // 10)
-        rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-        decay_steps = max(1.0, total * self.decay_fraction)
-        fall = min(1.0, max(0.0, (total - step) / decay_steps)) if self.decay_fraction else 1.0
-        return self.learning_rate * rise * fall
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; `TrainConfig(**saved)` reads them."""
-        return asdict(self)
 
 
 def default_budgets(d_in: int, d_sae: int) -> tuple[int, ...]:
@@ -190,19 +269,37 @@ def default_budgets(d_in: int, d_sae: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(budgets))
 
 
-def _check_budgets(budgets: tuple[int, ...], d_sae: int | None) -> None:
-    if not budgets or any(k < 1 for k in budgets) or list(budgets) != sorted(set(budgets)):
-        raise ConfigError(f"budgets={budgets} must be ascending numbers ≥ 1, for example (16, 32, 64).")
-    if d_sae is not None and budgets[-1] > d_sae:
-        raise ConfigError(f"k={budgets[-1]} is larger than d_sae={d_sae}. Lower the budget or raise d_sae.")
+def _integers(numbers: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if numbers is None else tuple(map(int, numbers))
 
 
-def _check_weights(weights: LevelWeights, budgets: tuple[int, ...] | None) -> None:
+def _check_ascending(name: str, numbers: tuple[int, ...], example: str) -> None:
+    if not numbers or any(number < 1 for number in numbers) or list(numbers) != sorted(set(numbers)):
+        raise ConfigError(f"{name}={numbers} must be ascending numbers ≥ 1, for example {example}.")
+
+
+def _check_last_width(widths: tuple[int, ...], d_sae: int | None) -> None:
+    if d_sae is not None and widths[-1] != d_sae:
+        raise ConfigError(f"widths={widths} must end at d_sae={d_sae}: the widest prefix is the whole dictionary.")
+
+
+def _check_weights(config: SAEConfig) -> None:
+    weights = config.level_weights
     if isinstance(weights, str):
         if weights not in ("uniform", "reverse"):
-            raise ConfigError(f"level_weights={weights!r}: use 'uniform', 'reverse' or one number per budget.")
+            raise ConfigError(f"level_weights={weights!r}: use 'uniform', 'reverse' or one number per level.")
         return
-    if budgets is None or len(weights) != len(budgets):
-        raise ConfigError(f"{len(weights)} level_weights for budgets={budgets}. Give budgets and one weight for each.")
+    budgets, widths = config.budgets, config.widths
+    if budgets is None and widths is None:
+        raise ConfigError(
+            f"{len(weights)} level_weights but no levels. Give budgets (or widths) and one weight for each."
+        )
+    pairs = len(budgets or (None,)) * len(widths or (None,))
+    allowed = {pairs, len(budgets) if budgets is not None and len(budgets) > 1 else pairs}
+    if len(weights) not in allowed:
+        raise ConfigError(
+            f"{len(weights)} level_weights for budgets={budgets}, widths={widths}. "
+            f"Give one weight for each: {' or '.join(map(str, sorted(allowed)))}."
+        )
     if any(weight < 0 for weight in weights) or not sum(weights) > 0:
         raise ConfigError(f"level_weights={weights} must not be negative and not all 0.")

@@ -17,13 +17,16 @@ from torch import Tensor
 
 from nb_sae.atomic import read_header, write_atomically, write_json
 from nb_sae.errors import ConfigError, FormatError, PathExistsError, ShapeError, StoreError
+from nb_sae.sae.config import BUDGETED, Sparsity
 from nb_sae.sae.model import decode_sparse, nested_decode
 from nb_sae.sae.sparsity import to_dense, top_k
 from nb_sae.types import ActivationSource
 
 FORMAT = "nb_sae.dictionary"
-VERSION = 1
+VERSION = 2
 _WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
+_OPTIONAL = ("threshold", "r_mag", "b_mag")
+RowNorm = Literal["layer_norm", "constant_norm"]
 
 SCALE_TOLERANCE = 4.0
 """Rows whose mean square distance differs by more than this factor from the training rows are of another scale."""
@@ -32,15 +35,30 @@ SCALE_TOLERANCE = 4.0
 class Dictionary:
     """Latents of one site, in model units: `encode` takes rows as the model gives them, `decode` gives such rows back.
 
-    The training scale is folded into the weights, so it is applied in no other place. `W_dec` has unit rows: an
-    activation is a length along its row, in the units of the model.
+    The training scale is folded into the weights, so it is applied in no other place. `W_dec` of what was trained here
+    has unit rows: an activation is a length along its row, in the units of the model.
+
+    Args:
+        weights: `W_enc (d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_out)`, `b_dec (d_out,)`; `threshold (d_sae,)`
+            where a latent is active only above it (JumpReLU, BatchTopK); `r_mag` and `b_mag (d_sae,)` of a gated one.
+        budgets: Nested k's of a top-k rule, ascending; None for the other rules.
+        sparsity: What makes a latent active. None: "top_k" with budgets, else "relu".
+        widths: Nested prefixes of the dictionary; the last is d_sae.
+        pre_bias: Whether `b_dec` is taken off before the encoder; a transcoder has none.
+        target: Site whose rows are reconstructed, for a transcoder; None: the site itself.
+        row_norm: Normalisation of every row before the encoder, undone after the decoder (imported ones only).
     """
 
     def __init__(
         self,
         weights: Mapping[str, Tensor],
         *,
-        budgets: tuple[int, ...] | None,
+        budgets: tuple[int, ...] | None = None,
+        sparsity: Sparsity | None = None,
+        widths: tuple[int, ...] | None = None,
+        pre_bias: bool = True,
+        target: str | None = None,
+        row_norm: RowNorm | None = None,
         site: str | None = None,
         model: str | None = None,
         revision: str | None = None,
@@ -49,41 +67,66 @@ class Dictionary:
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.W_enc, self.b_enc, self.W_dec, self.b_dec = (weights[name].detach().float() for name in _WEIGHTS)
-        _check_shapes(self.W_enc, self.b_enc, self.W_dec, self.b_dec)
-        if budgets is not None and budgets[-1] > self.d_sae:
-            raise ConfigError(f"k={budgets[-1]} is larger than d_sae={self.d_sae}.")
+        extra = {name: weights[name].detach().float() for name in _OPTIONAL if name in weights}
+        self.threshold: Tensor | None = extra.get("threshold")
+        self.r_mag: Tensor | None = extra.get("r_mag")
+        self.b_mag: Tensor | None = extra.get("b_mag")
+        self.sparsity: Sparsity = sparsity or ("top_k" if budgets is not None else "relu")
         self.budgets = budgets
+        self.widths = widths
+        self.pre_bias = pre_bias
+        self.target = target
+        self.row_norm = row_norm
         self.site = site
         self.model = model
         self.revision = revision
         self.mean = mean
         self.mean_square_distance = mean_square_distance
         self.provenance = dict(provenance or {})
+        _check_shapes(self.W_enc, self.b_enc, self.W_dec, self.b_dec, **extra)
+        self._check_rule()
 
     @classmethod
     def from_weights(
         cls,
         W_enc: Float[Tensor, "d_in d_sae"],
         b_enc: Float[Tensor, " d_sae"],
-        W_dec: Float[Tensor, "d_sae d_in"],
-        b_dec: Float[Tensor, " d_in"],
+        W_dec: Float[Tensor, "d_sae d_out"],
+        b_dec: Float[Tensor, " d_out"],
         *,
+        threshold: Float[Tensor, " d_sae"] | None = None,
         budgets: tuple[int, ...] | None = None,
         site: str | None = None,
+        unit_rows: bool = True,
+        **about: Any,
     ) -> Dictionary:
         """Somebody else's weights: pre = (x − b_dec) W_enc + b_enc, x̂ = latents W_dec + b_dec.
 
-        Rows of `W_dec` are brought to unit norm and the encoder is scaled to match, which changes no reconstruction
-        of a ReLU dictionary. `budgets=None` means ReLU: every positive pre-activation is active.
+        Rows of `W_dec` are brought to unit norm and encoder and thresholds are scaled to match, which changes no
+        reconstruction of a ReLU or JumpReLU dictionary; `unit_rows=False` keeps the weights and so the latents as they
+        are, which a top-k dictionary with unequal rows needs. `budgets=None` means ReLU: every positive pre-activation
+        is active; with `threshold`, every one above it. `about` is what `Dictionary` takes besides.
         """
         _check_shapes(W_enc, b_enc, W_dec, b_dec)
-        norm = W_dec.norm(dim=-1).clamp_min(1e-12)
-        weights = {"W_enc": W_enc * norm, "b_enc": b_enc * norm, "W_dec": W_dec / norm[:, None], "b_dec": b_dec}
-        return cls(weights, budgets=budgets, site=site)
+        weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+        if threshold is not None:
+            weights["threshold"] = threshold
+            about.setdefault("sparsity", "jump_relu")
+        if unit_rows:
+            norm = W_dec.norm(dim=-1).clamp_min(1e-12)
+            weights |= {"W_enc": W_enc * norm, "b_enc": b_enc * norm, "W_dec": W_dec / norm[:, None]}
+            if threshold is not None:
+                weights["threshold"] = threshold * norm
+        return cls(weights, budgets=budgets, site=site, **about)
 
     @property
     def d_in(self) -> int:
         """Width of a row."""
+        return self.W_enc.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """Width of a reconstruction: `d_in`, except for a transcoder."""
         return self.W_dec.shape[1]
 
     @property
@@ -96,9 +139,14 @@ class Dictionary:
         """Where the weights are."""
         return self.W_dec.device
 
+    @property
+    def rank_budgets(self) -> tuple[int, ...]:
+        """Budgets that a row's latents, sorted by strength, fall into: those of a top-k rule, else all of `d_sae`."""
+        return self.budgets if self.budgets is not None and self.sparsity == "top_k" else (self.d_sae,)
+
     def to(self, device: torch.device | str) -> Dictionary:
         """The same dictionary on another device."""
-        weights = {name: getattr(self, name).to(device) for name in _WEIGHTS}
+        weights = {name: tensor.to(device) for name, tensor in self._tensors().items()}
         mean = None if self.mean is None else self.mean.to(device)
         return Dictionary(weights, **{**self._about(), "mean": mean})
 
@@ -119,8 +167,9 @@ class Dictionary:
         Args:
             x: `(rows, d_in)`.
             k: Active latents per row: the k largest of ReLU(pre). None: the rule it was trained with (the largest
-                budget; every positive one for a ReLU dictionary).
-            sparse: Give `(values, latent numbers)`, strongest first, in place of `(rows, d_sae)`.
+                budget of a top-k, the threshold of BatchTopK and JumpReLU, the gate, every positive one of a ReLU).
+            sparse: Give `(values, latent numbers)`, strongest first, in place of `(rows, d_sae)`; where the rule sets
+                no number, as many columns as the fullest row needs.
 
         Raises:
             ShapeError: rows of another width.
@@ -128,20 +177,28 @@ class Dictionary:
         """
         if x.ndim != 2 or x.shape[1] != self.d_in:
             raise ShapeError(f"Rows of shape {tuple(x.shape)} were given; this dictionary takes (rows, {self.d_in}).")
-        x = x.to(self.device, torch.float32)
-        pre = torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc)
+        x, _, _ = self._normalise(x.to(self.device, torch.float32))
+        pre = torch.addmm(self.b_enc - self.b_dec @ self.W_enc if self.pre_bias else self.b_enc, x, self.W_enc)
+        if self.sparsity == "gated" and self.r_mag is not None and self.b_mag is not None:
+            pre = ((pre - self.b_enc) * self.r_mag.exp() + self.b_mag) * (pre > 0)
+        if k is None and self.sparsity == "top_k" and self.budgets is not None:
+            k = self.budgets[-1]
         if k is None:
-            k = self.budgets[-1] if self.budgets else None
-        if k is None and not sparse:
-            return pre.relu()
-        values, indices = top_k(pre, self.d_sae if k is None else k)
+            latents = pre.relu() if self.threshold is None else pre * (pre > self.threshold)
+            if not sparse:
+                return latents
+            pre, k = latents, max(1, int((latents > 0).sum(-1).max())) if len(latents) else 1
+        values, indices = top_k(pre, k)
         return (values, indices) if sparse else to_dense(values, indices, self.d_sae)
 
     @torch.no_grad()
     def decode(
         self, latents: Float[Tensor, "rows d_sae"] | tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]
     ) -> Float[Tensor, "rows d_in"]:
-        """Rows in model units from latents, dense or as `(values, latent numbers)`."""
+        """Rows in model units from latents, dense or as `(values, latent numbers)`.
+
+        With `row_norm` the rows come out normalised: the norm of a row is not in its latents; see `reconstruct`.
+        """
         if isinstance(latents, tuple):
             return self.b_dec + decode_sparse(*latents, self.W_dec)
         if latents.ndim != 2 or latents.shape[1] != self.d_sae:
@@ -153,7 +210,22 @@ class Dictionary:
         self, values: Float[Tensor, "rows k"], indices: Int[Tensor, "rows k"]
     ) -> list[Float[Tensor, "rows d_in"]]:
         """One reconstruction per budget from latents sorted by strength, sparsest first."""
-        return nested_decode(values, indices, self.W_dec, self.b_dec, self.budgets or (values.shape[1],))
+        return nested_decode(values, indices, self.W_dec, self.b_dec, self.rank_budgets)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Float[Tensor, "rows d_in"], k: int | None = None) -> Float[Tensor, "rows d_out"]:
+        """x̂ of rows in model units: `decode(encode(x, k))`, with the normalisation of each row undone."""
+        _, shift, scale = self._normalise(x.to(self.device, torch.float32))
+        return self.decode(self.encode(x, k, sparse=True)) * scale + shift
+
+    def _normalise(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        if self.row_norm == "layer_norm":
+            shift, scale = x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + 1e-5
+            return (x - shift) / scale, shift, scale
+        if self.row_norm == "constant_norm":
+            scale = x.norm(dim=-1, keepdim=True).clamp_min(1e-12) / self.d_in**0.5
+            return x / scale, 0.0, scale
+        return x, 0.0, 1.0
 
     def check(self, source: ActivationSource) -> None:
         """Refuse rows that this dictionary was not made for: another width, model, site or scale.
@@ -201,7 +273,7 @@ class Dictionary:
         if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
             raise PathExistsError(f"{folder} exists. Choose another path or pass overwrite=True.")
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in _WEIGHTS}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}
         if self.mean is not None:
             tensors["mean"] = self.mean.cpu().contiguous()
         content = safetensors_bytes(tensors)
@@ -233,35 +305,65 @@ class Dictionary:
             ) from error
         return cls(
             tensors,
-            budgets=None if header["budgets"] is None else tuple(header["budgets"]),
             mean=tensors.get("mean"),
-            **{key: header[key] for key in ("site", "model", "revision", "mean_square_distance", "provenance")},
+            **{name: _tupled(header[name]) for name in _ABOUT if name in header},
         )
 
     def _about(self) -> dict[str, Any]:
-        return {
-            "budgets": self.budgets,
-            "site": self.site,
-            "model": self.model,
-            "revision": self.revision,
-            "mean": self.mean,
-            "mean_square_distance": self.mean_square_distance,
-            "provenance": self.provenance,
-        }
+        return {"mean": self.mean, **{name: getattr(self, name) for name in _ABOUT}}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {name: getattr(self, name) for name in (*_WEIGHTS, *_OPTIONAL)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def _check_rule(self) -> None:
+        if self.budgets is not None:
+            if self.sparsity not in BUDGETED:
+                raise ConfigError(f"sparsity={self.sparsity!r} has no budgets; budgets={self.budgets} were given.")
+            if self.budgets[-1] > self.d_sae:
+                raise ConfigError(f"k={self.budgets[-1]} is larger than d_sae={self.d_sae}.")
+        if self.widths is not None and self.widths[-1] != self.d_sae:
+            raise ConfigError(f"widths={self.widths} must end at d_sae={self.d_sae}.")
+        needs = {"jump_relu": ("threshold",), "batch_top_k": ("threshold",), "gated": ("r_mag", "b_mag")}
+        missing = [name for name in needs.get(self.sparsity, ()) if getattr(self, name) is None]
+        if missing:
+            raise ConfigError(f"sparsity={self.sparsity!r} needs {' and '.join(missing)} among the weights.")
 
     def __repr__(self) -> str:
-        rule = f"budgets {', '.join(map(str, self.budgets))}" if self.budgets else "ReLU"
+        rule = f"budgets {', '.join(map(str, self.budgets))}" if self.budgets else self.sparsity
+        if self.widths:
+            rule += f", widths {', '.join(map(str, self.widths))}"
         place = f"{self.site!r} of {self.model!r}" if self.site else "no site"
         return f"Dictionary({self.d_sae:,} latents of width {self.d_in}, {rule}, {place})"
 
 
-def _check_shapes(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> None:
-    shapes = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+_ABOUT = (
+    "budgets",
+    "sparsity",
+    "widths",
+    "pre_bias",
+    "target",
+    "row_norm",
+    "site",
+    "model",
+    "revision",
+    "mean_square_distance",
+    "provenance",
+)
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_shapes(W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, **per_latent: Tensor) -> None:
+    shapes = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, **per_latent}
     given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in shapes.items())
-    if W_dec.ndim != 2 or W_enc.shape != W_dec.shape[::-1] or b_enc.shape != W_dec.shape[:1]:
-        raise ShapeError(f"{given}; expected (d_in, d_sae), (d_sae,), (d_sae, d_in), (d_in,).")
-    if b_dec.shape != W_dec.shape[1:]:
-        raise ShapeError(f"{given}; expected (d_in, d_sae), (d_sae,), (d_sae, d_in), (d_in,).")
+    expected = "(d_in, d_sae), (d_sae,), (d_sae, d_out), (d_out,)" + ", (d_sae,)" * len(per_latent)
+    matrices = W_enc.ndim == W_dec.ndim == 2 and W_enc.shape[1] == W_dec.shape[0]
+    vectors = all(tensor.shape == W_dec.shape[:1] for tensor in (b_enc, *per_latent.values()))
+    if not matrices or not vectors or b_dec.shape != W_dec.shape[1:]:
+        raise ShapeError(f"{given}; expected {expected}.")
     bad = [name for name, tensor in shapes.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise ShapeError(f"{', '.join(bad)} hold NaN or infinity. The training diverged or the file is damaged.")

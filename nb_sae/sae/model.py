@@ -10,35 +10,83 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nb_sae.sae.config import Sparsity
 from nb_sae.sae.sparsity import top_k
+
+FIRST_THRESHOLD = 0.1
+"""Where JumpReLU's thresholds start, in normalised units: below the typical positive pre-activation of the start."""
 
 
 class SAE(nn.Module):
-    """One encoder and one decoder; budgets, sparsity and losses are functions around it.
+    """One encoder and one decoder; budgets, widths, sparsity and losses are functions around it.
 
-    Parameters are `W_enc (d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)` with unit rows, `b_dec (d_in,)`.
+    Parameters are `W_enc (d_in, d_sae)` (absent if tied), `b_enc (d_sae,)`, `W_dec (d_sae, d_out)` with unit rows,
+    `b_dec (d_out,)`; "jump_relu" adds `log_threshold (d_sae,)`, "gated" adds `r_mag` and `b_mag (d_sae,)` (its `b_enc`
+    is the gate's bias). "batch_top_k" has the buffer `threshold (budgets,)`, estimated in training. With `d_out` it is
+    a transcoder: rows of one site in, rows of another out, and `b_dec` stays out of the encoder.
     """
 
-    def __init__(self, d_in: int, d_sae: int, *, encoder_scale: float = 0.2, seed: int = 0) -> None:
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        *,
+        d_out: int | None = None,
+        sparsity: Sparsity = "top_k",
+        budgets: Sequence[int] | None = None,
+        tied: bool = False,
+        encoder_scale: float = 0.2,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        W_dec = F.normalize(torch.randn(d_sae, d_in, generator=generator), dim=-1)
+        W_dec = F.normalize(torch.randn(d_sae, d_out or d_in, generator=generator, dtype=dtype), dim=-1)
         self.W_dec = nn.Parameter(W_dec)
-        self.W_enc = nn.Parameter(encoder_scale * W_dec.T.contiguous())
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.pre_bias = d_out is None
+        if not tied:
+            directions = W_dec
+            if d_out is not None:
+                directions = F.normalize(torch.randn(d_sae, d_in, generator=generator, dtype=dtype), dim=-1)
+            self.W_enc = nn.Parameter(encoder_scale * directions.T.contiguous())
+        self.tied = tied
+        self.b_enc = nn.Parameter(torch.zeros(d_sae, dtype=dtype))
+        self.b_dec = nn.Parameter(torch.zeros(d_out or d_in, dtype=dtype))
+        if sparsity == "jump_relu":
+            self.log_threshold = nn.Parameter(torch.full((d_sae,), FIRST_THRESHOLD, dtype=dtype).log())
+        if sparsity == "gated":
+            self.r_mag = nn.Parameter(torch.zeros(d_sae, dtype=dtype))
+            self.b_mag = nn.Parameter(torch.zeros(d_sae, dtype=dtype))
+        if sparsity == "batch_top_k":
+            self.register_buffer("threshold", torch.zeros(len(budgets or (0,)), dtype=dtype))
+            self.threshold: Tensor
 
     @property
     def d_sae(self) -> int:
         """Number of latents."""
         return self.W_dec.shape[0]
 
-    def pre_activations(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_sae"]:
-        """(x − b_dec) W_enc + b_enc.
+    @property
+    def encoder(self) -> Float[Tensor, "d_in d_sae"]:
+        """`W_enc`, or the transposed decoder where the two are tied."""
+        return self.W_dec.T if self.tied else self.W_enc
 
-        The pre-bias is folded into the bias: its gradient is then one matrix–vector product, not a matrix product.
+    def pre_activations(
+        self, x: Float[Tensor, "batch d_in"], dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "batch d_sae"]:
+        """(x − b_dec) W_enc + b_enc, computed in `dtype`; without the pre-bias for a transcoder.
+
+        The value of the pre-bias enters with the rows, its gradient through a matrix–vector product of its own: the
+        gradient is exact, and the (batch, d_in) product that autograd would form only to sum it away is never made.
         """
-        return torch.addmm(self.b_enc - self.b_dec @ self.W_enc, x, self.W_enc)
+        W_enc = self.encoder
+        bias = self.b_enc
+        if self.pre_bias:
+            fixed = self.b_dec.detach()
+            bias = bias + (fixed - self.b_dec) @ W_enc.detach()
+            x = x - fixed
+        dtype = dtype or W_enc.dtype
+        return torch.addmm(bias.to(dtype), x.to(dtype), W_enc.to(dtype))
 
     def encode(self, x: Float[Tensor, "batch d_in"], k: int) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
         """The k strongest latents of each row, strongest first, as values and latent numbers."""

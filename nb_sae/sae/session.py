@@ -17,16 +17,15 @@ import polars as pl
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from nb_sae.atomic import read_header, write_json
 from nb_sae.errors import ConfigError, NonFiniteError, NotEnoughMemoryError, StoreError
 from nb_sae.progress import progress as progress_bar
-from nb_sae.sae.config import SAEConfig, TrainConfig
+from nb_sae.sae.config import SAEConfig
 from nb_sae.sae.dictionary import Dictionary
-from nb_sae.sae.losses import dead_latent_loss, level_errors
-from nb_sae.sae.model import SAE, nested_decode
-from nb_sae.sae.sparsity import top_k
+from nb_sae.sae.scale import Scale, fold, start_bias
+from nb_sae.sae.step import StepResult, TrainingState
+from nb_sae.sae.training import TrainConfig
 from nb_sae.types import ActivationSource, RowStatistics
 
 FORMAT = "nb_sae.session"
@@ -62,43 +61,66 @@ class Session:
         if len(source) < 2:
             raise StoreError(f"The source has {len(source)} rows. Training needs at least 2.")
         self.source: ActivationSource | None = source
-        self.config = (config or SAEConfig.msae()).resolve(source.d_in)
+        target: ActivationSource | None = getattr(source, "target", None)
+        d_out = None if target is None else target.d_in
+        self.config = (config or SAEConfig.msae()).resolve(source.d_in, d_out)
         self.train = (train or TrainConfig()).resolve(len(source))
         self.on_log = on_log
         self.step = 0
         self.stopped_early = False
         self.seconds = 0.0
-        statistics = source.statistics()
-        if not statistics.mean_square_distance > 0:
-            raise StoreError("All rows are equal: there is nothing to explain. Check the site and the inputs.")
-        self._place = {"site": source.site.name, "model": source.model, "revision": source.revision}
+        self._place: dict[str, Any] = {"site": source.site.name, "model": source.model, "revision": source.revision}
+        self._target_site = None if target is None else target.site.name
         self._source_rows = len(source)
-        self._statistics = statistics
+        self._statistics = source.statistics()
+        self._target_statistics = None if target is None else target.statistics()
         self._records: list[dict[str, Any]] = []
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._build(source.d_in)
+        self._build()
 
-    def _build(self, d_in: int) -> None:
+    def _build(self) -> None:
+        self._scale = Scale.of(self._statistics, self.device)
+        self._target_scale = None
+        if self._target_statistics is not None:
+            self._target_scale = Scale.of(self._target_statistics, self.device)
         with _memory_errors(self):
-            self.sae = SAE(d_in, self._d_sae, encoder_scale=self.config.encoder_scale, seed=self.train.seed)
-            self.sae.to(self.device)
-            fused = self.device.type in ("cuda", "cpu")
-            self._optimizer = torch.optim.Adam(self.sae.parameters(), lr=self.train.learning_rate, fused=fused)
-            self._silent_rows = torch.zeros(self._d_sae, device=self.device)
-        self._mean = torch.as_tensor(self._statistics.mean, dtype=torch.float32, device=self.device)
-        self._scale = (d_in / self._statistics.mean_square_distance) ** 0.5
+            self._state = TrainingState(
+                self.config,
+                self.train,
+                len(self._statistics.mean),
+                d_out=None if self._target_statistics is None else len(self._target_statistics.mean),
+                device=self.device,
+                start_bias=self._start_bias(),
+                epoch_steps=max(1, self._source_rows // self._batch_rows),
+            )
+        self.sae = self._state.sae
+
+    def _start_bias(self) -> Tensor | None:
+        scale = self._target_scale or self._scale
+        if self.config.bias_init != "geometric_median" or self.source is None:
+            return start_bias(self.config, scale.mean, scale)
+        rows = next(iter(self.source.batches(min(self._source_rows, 8192), seed=self.train.seed, device=self.device)))
+        return start_bias(self.config, scale.apply(rows[1] if isinstance(rows, tuple) else rows), scale)
 
     @property
     def _d_sae(self) -> int:
         return self.config.d_sae or 0
 
     @property
-    def _budgets(self) -> tuple[int, ...]:
-        return self.config.budgets or ()
+    def _levels(self) -> int:
+        return len(self.config.levels)
 
     @property
     def _batch_rows(self) -> int:
         return self.train.batch_rows or 0
+
+    @property
+    def _level_names(self) -> list[str]:
+        names = []
+        for budget, width in self.config.levels:
+            parts = [f"_k{budget}"] * (budget is not None) + [f"_w{width}"] * (width is not None)
+            names.append("fvu" + "".join(parts))
+        return names
 
     @property
     def rows_seen(self) -> int:
@@ -129,7 +151,7 @@ class Session:
         last = self.train.steps if steps is None else min(self.train.steps, self.step + steps)
         self.stopped_early = False
         started, before = time.perf_counter(), self.seconds
-        log_every = max(1, self.train.steps // self.train.log_points)
+        log_every = self.train.log_steps
         label = f"train {self._d_sae:,} latents"
         with (
             progress_bar(last * self._batch_rows, "rows", label, initial=self.rows_seen, enabled=progress) as bar,
@@ -137,12 +159,12 @@ class Session:
             _memory_errors(self),
         ):
             for batch in self._batches():
-                errors, variance, loss = self._train_step(batch)
+                result = self._train_step(batch)
                 self.step += 1
                 bar.update(self._batch_rows)
                 self.seconds = before + time.perf_counter() - started
                 if self.step % log_every == 0 or self.step == last:
-                    self._log(errors, variance, loss)
+                    self._log(result)
                 if interrupted():
                     self.stopped_early = True
                     break
@@ -161,14 +183,8 @@ class Session:
     @property
     def dictionary(self) -> Dictionary:
         """The dictionary as it is now, in model units, with unit decoder rows. A copy: training goes on beside it."""
-        scale, mean = self._scale, self._mean
-        sae = self.sae
-        weights = {
-            "W_enc": sae.W_enc.detach().clone(),
-            "b_enc": sae.b_enc.detach() / scale,
-            "W_dec": sae.W_dec.detach().clone(),
-            "b_dec": mean + sae.b_dec.detach() / scale,
-        }
+        averaged = None if self._state.average is None else self._state.average.tensors
+        weights = fold(self.sae, self.config, self._scale, self._target_scale, averaged)
         provenance = {
             "sae": self.config.to_json(),
             "train": self.train.to_json(),
@@ -179,8 +195,12 @@ class Session:
         }
         return Dictionary(
             weights,
-            budgets=self._budgets,
-            mean=mean.clone(),
+            budgets=self.config.budgets,
+            sparsity=self.config.sparsity,
+            widths=self.config.widths,
+            pre_bias=self.sae.pre_bias,
+            target=self._target_site,
+            mean=self._scale.mean.clone(),
             mean_square_distance=self._statistics.mean_square_distance,
             provenance=provenance,
             **self._place,
@@ -194,10 +214,11 @@ class Session:
     def show(self) -> pl.DataFrame:
         """Where it stands: FVU on the last ten logged batches at each budget, as a frame `k, fvu`."""
         recent = self.log.tail(10)
-        values = [
-            float(recent[f"fvu_k{k}"].to_numpy().mean()) if recent.height else float("nan") for k in self._budgets
-        ]
-        return pl.DataFrame({"k": list(self._budgets), "fvu": values})
+        names = self._level_names
+        values = [float(recent[name].to_numpy().mean()) if recent.height else float("nan") for name in names]
+        return pl.DataFrame(
+            {"k": [budget for budget, _ in self.config.levels], "fvu": values}, schema_overrides={"k": pl.Int64}
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write weights, optimiser and log into a folder, so that `load` continues bit for bit (CPU, same threads).
@@ -209,9 +230,14 @@ class Session:
         folder.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f"step-{self.step:08d}-", dir=folder))
         state = {name: value.detach().cpu().contiguous() for name, value in self.sae.state_dict().items()}
-        for index, moments in self._optimizer.state_dict()["state"].items():
+        for index, moments in self._state.optimizer.state_dict()["state"].items():
             state |= {f"adam.{index}.{name}": value.cpu().contiguous() for name, value in moments.items()}
-        state |= {"silent_rows": self._silent_rows.cpu(), "mean": torch.as_tensor(self._statistics.mean)}
+        state |= {"silent_rows": self._state.silent_rows.cpu(), "mean": torch.as_tensor(self._statistics.mean)}
+        if self._state.average is not None:
+            state |= {f"average.{name}": value.cpu() for name, value in self._state.average.tensors.items()}
+        target = self._target_statistics
+        if target is not None:
+            state["target_mean"] = torch.as_tensor(target.mean)
         save_file(state, fresh / "state.safetensors")
         if self._records:
             self.log.write_parquet(fresh / "log.parquet")
@@ -225,6 +251,8 @@ class Session:
             "train": self.train.to_json(),
             "mean_square_distance": self._statistics.mean_square_distance,
             "source_rows": self._source_rows,
+            "target_site": self._target_site,
+            "target_mean_square_distance": None if target is None else target.mean_square_distance,
             **self._place,
         }
         write_json(folder / "session.json", header)
@@ -255,17 +283,22 @@ class Session:
         saved = RowStatistics(header["source_rows"], state.pop("mean").numpy(), header["mean_square_distance"])
         session = cls.__new__(cls)
         session.config = SAEConfig.from_json(header["sae"])
-        session.train = TrainConfig(**header["train"])
+        session.train = TrainConfig.from_json(header["train"])
         session.on_log = on_log
         session.step, session.seconds, session.stopped_early = header["step"], header["seconds"], False
         session._place = {key: header[key] for key in ("site", "model", "revision")}
         session._source_rows, session._statistics = header["source_rows"], saved
+        session._target_site, session._target_statistics = header.get("target_site"), None
+        if "target_mean" in state:
+            mean = state.pop("target_mean").numpy()
+            distance = header["target_mean_square_distance"]
+            session._target_statistics = RowStatistics(saved.rows, mean, distance)
         session.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        session._build(len(saved.mean))
+        session.source = None
+        session._build()
         session._restore(state)
         log = folder / header["folder"] / "log.parquet"
         session._records = pl.read_parquet(log).to_dicts() if log.exists() else []
-        session.source = None
         if source is not None:
             session.dictionary.check(source)
             if len(source) != session._source_rows:
@@ -277,14 +310,17 @@ class Session:
         return session
 
     def _restore(self, state: dict[str, Tensor]) -> None:
-        self._silent_rows = state.pop("silent_rows").to(self.device)
+        inner = self._state
+        inner.silent_rows.copy_(state.pop("silent_rows").reshape(-1, self._d_sae))
+        if inner.average is not None:
+            inner.average.load({name: state.pop(f"average.{name}") for name in inner.average.tensors})
         moments: dict[int, dict[str, Tensor]] = {}
         for name in [name for name in state if name.startswith("adam.")]:
             _, index, moment = name.split(".")
             moments.setdefault(int(index), {})[moment] = state.pop(name)
         self.sae.load_state_dict(state)
         if moments:
-            self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+            inner.optimizer.load_state_dict({**inner.optimizer.state_dict(), "state": moments})
 
     def _batches(self) -> Iterator[Tensor]:
         """Batches from the current step on, epoch after epoch; the order depends on the seed and the step alone."""
@@ -297,53 +333,36 @@ class Session:
                 self._batch_rows, seed=self.train.seed, epoch=epoch, skip=skip, device=self.device
             )
 
-    def _train_step(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = (rows - self._mean) * self._scale
-        sae = self.sae
-        pre = sae.pre_activations(x)
-        values, indices = top_k(pre, self._budgets[-1])
-        reconstructions = nested_decode(values, indices, sae.W_dec, sae.b_dec, self._budgets)
-        errors = level_errors(x, reconstructions)
-        loss = (errors * errors.new_tensor(self.config.normalised_weights)).sum()
-        dead = self._silent_rows >= self.train.dead_after_rows
-        # On a CPU asking costs nothing; on a GPU it would wait for the device, so the loss is 0 there instead.
-        if self.train.aux_weight and (self.device.type != "cpu" or bool(dead.any())):
-            k_aux = min(max(1, x.shape[1] // 2), self._d_sae)
-            aux = dead_latent_loss(x - reconstructions[-1], pre, sae.W_dec, dead, k_aux)
-            loss = loss + self.train.aux_weight * aux
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.train.rate_at(self.step)
-        self._optimizer.step()
-        with torch.no_grad():
-            sae.W_dec.copy_(F.normalize(sae.W_dec, dim=-1))
-            self._silent_rows += x.shape[0]
-            used = indices[values > 0] if self.device.type == "cpu" else indices.flatten()
-            if self.device.type == "cpu":
-                self._silent_rows[used] = 0
-            else:  # no boolean indexing on a GPU: it would wait for the device at every step
-                active = torch.zeros_like(self._silent_rows).index_add_(0, used, (values > 0).float().flatten())
-                self._silent_rows *= active == 0
-            variance = (x - x.mean(0)).square().mean()
-        return errors.detach(), variance, loss.detach()
+    def _train_step(self, batch: Tensor | tuple[Tensor, Tensor]) -> StepResult:
+        rows, targets = batch if isinstance(batch, tuple) else (batch, batch)
+        x = self._scale.apply(rows)
+        target = x if self._target_scale is None else self._target_scale.apply(targets)
+        result = self._state.backward(x, target, self.step)
+        self._state.apply(self.step)
+        every = self.train.resample_every
+        if every is not None and (self.rows_seen + len(x)) // every > self.rows_seen // every:
+            self._state.resample_dead(x, target, self.step)
+        return result
 
-    def _log(self, errors: Tensor, variance: Tensor, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss)):
+    def _log(self, result: StepResult) -> None:
+        failed = int(self._state.failed_step)
+        if failed >= 0:
+            first = failed * self._batch_rows
             raise NonFiniteError(
-                f"The loss is {float(loss)} at step {self.step}. Lower TrainConfig.learning_rate "
-                f"(now {self.train.learning_rate}) and start again from the last saved session."
+                f"The loss stopped being a number at step {failed} (rows {first:,} to {first + self._batch_rows:,} of "
+                f"the run). The weights are those before that step. Lower TrainConfig.learning_rate (now "
+                f"{self.train.learning_rate}) or check the rows."
             )
-        dead = float((self._silent_rows >= self.train.dead_after_rows).double().mean())
-        fvu = (errors / variance).tolist()
+        fvu = (result.errors / result.variance).tolist()
         record = {
             "step": self.step,
             "rows": self.rows_seen,
             "seconds": self.seconds,
-            "loss": float(loss),
-            "learning_rate": self.train.rate_at(self.step - 1),
-            "dead": dead,
-            **{f"fvu_k{k}": value for k, value in zip(self._budgets, fvu, strict=True)},
+            "loss": float(result.loss),
+            "learning_rate": self.train.rate_at(self.step - 1, epoch_steps=self._state.epoch_steps),
+            "dead": float(self._state.dead.double().mean()),
+            "l0": float(result.l0),
+            **dict(zip(self._level_names, fvu, strict=True)),
         }
         self._records.append(record)
         if self.on_log is not None:
@@ -403,7 +422,7 @@ def _memory_errors(session: Session) -> Iterator[None]:
             raise
         d_in, d_sae = len(session._statistics.mean), session._d_sae
         weights = 4 * 4 * (2 * d_in * d_sae + d_in + d_sae)
-        batch = 4 * 4 * session._batch_rows * (d_sae + d_in * (1 + len(session._budgets)))
+        batch = 4 * 4 * session._batch_rows * (d_sae + d_in * (1 + session._levels))
         raise NotEnoughMemoryError(
             f"Training {d_sae:,} latents of width {d_in} needs about {(weights + batch) / 2**30:.1f} GiB on "
             f"{session.device} ({weights / 2**30:.1f} for weights and Adam, {batch / 2**30:.1f} for a batch of "
