@@ -1,8 +1,4 @@
-"""The numbers that judge a reconstruction, each defined once.
-
-FVU is about the mean of the rows it is measured on: Σ‖x−x̂‖² / Σ‖x−x̄‖², not a mean of per-row ratios. L0 is a count
-of active latents per row, never a fraction. Cosine is between x and x̂ in model units.
-"""
+"""How near a reconstruction is to its rows: FVU about the mean, cosine, L0; for tensors and for rows in chunks."""
 
 from __future__ import annotations
 
@@ -10,27 +6,33 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nb_sae.errors import ShapeError
+
 
 def fvu(x: Float[Tensor, "rows d_in"], x_hat: Float[Tensor, "rows d_in"]) -> float:
-    """Fraction of variance unexplained about the mean. NaN when all rows are equal (nothing to explain)."""
-    x, x_hat = x.double(), x_hat.double()
+    """Fraction of variance unexplained about the mean: Σ‖x−x̂‖² / Σ‖x−x̄‖².
+
+    0 is perfect; the mean of the rows gives 1; a bad reconstruction gives more. It is a ratio of sums, not a mean of
+    ratios per row, and the mean is that of the rows it is measured on. NaN when all rows are equal.
+
+    Source:
+        1 − R² of multivariate regression. The MSAE code has a mean of per-row ratios under a similar name.
+    """
+    _same_shape(x, x_hat)
+    x, x_hat = exact(x), exact(x_hat)
     total = (x - x.mean(0)).square().sum()
     return float((x - x_hat).square().sum() / total) if total > 0 else float("nan")
 
 
 def cosine(x: Float[Tensor, "rows d_in"], x_hat: Float[Tensor, "rows d_in"]) -> float:
-    """Mean over rows of cos(x, x̂)."""
-    return float(torch.nn.functional.cosine_similarity(x.double(), x_hat.double(), dim=-1).mean())
+    """Mean over rows of cos(x, x̂), in model units. A large common mean makes it high for any reconstruction."""
+    _same_shape(x, x_hat)
+    return float(torch.nn.functional.cosine_similarity(exact(x), exact(x_hat), dim=-1).mean())
 
 
 def l0(latents: Float[Tensor, "rows d_sae"]) -> float:
-    """Mean number of active latents per row."""
-    return float((latents != 0).sum(-1).double().mean())
-
-
-def dead_fraction(active_rows: Int[Tensor, " d_sae"]) -> float:
-    """Fraction of latents that were active on no row."""
-    return float((active_rows == 0).double().mean())
+    """Mean number of active latents per row: a count, never a fraction of zeros."""
+    return float(exact((latents != 0).sum(-1)).mean())
 
 
 class RunningQuality:
@@ -55,7 +57,7 @@ class RunningQuality:
         active: list[Int[Tensor, " rows"]],
     ) -> None:
         """One chunk: rows, one reconstruction per level, and the number of active latents per row and level."""
-        x = x.double()
+        x = exact(x)
         if self._shift is None:
             self._shift = x.mean(0)
             self._sum = torch.zeros_like(self._shift)
@@ -64,7 +66,7 @@ class RunningQuality:
         self._sum += shifted.sum(0)
         self._square += float(shifted.square().sum())
         for level, (x_hat, count) in enumerate(zip(reconstructions, active, strict=True)):
-            x_hat = x_hat.double()
+            x_hat = exact(x_hat)
             self._error[level] += float((x - x_hat).square().sum())
             self._cosine[level] += float(torch.nn.functional.cosine_similarity(x, x_hat, dim=-1).sum())
             self._active[level] += float(count.sum())
@@ -80,3 +82,16 @@ class RunningQuality:
             }
             for error, cos, count in zip(self._error, self._cosine, self._active, strict=True)
         ]
+
+
+def exact(x: Tensor) -> Tensor:
+    """Float64 where the tensor is; on the CPU for Apple's MPS, which has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
+def _same_shape(x: Tensor, x_hat: Tensor) -> None:
+    if x.ndim != 2 or x.shape != x_hat.shape:
+        raise ShapeError(
+            f"Rows of shape {tuple(x.shape)} and reconstructions of shape {tuple(x_hat.shape)} were given; expected "
+            "two tensors (rows, d_in). Decode the latents of the same rows."
+        )

@@ -1,0 +1,96 @@
+"""What the metrics read: rows in a tensor or a store, taken in chunks, and anything that encodes and decodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nb_sae.errors import ConfigError, NonFiniteError, ShapeError
+from nb_sae.sae.model import nested_decode
+from nb_sae.types import ActivationSource
+
+CHUNK_ROWS = 4096
+"""Rows that are encoded at a time."""
+
+Rows = Tensor | ActivationSource
+"""`(rows, d_in)` in memory, or a store."""
+
+
+class Coder(Protocol):
+    """What a `Dictionary` and the classical baselines have in common."""
+
+    W_dec: Tensor
+    b_dec: Tensor
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        ...
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    @property
+    def encode(self) -> Callable[..., Any]:
+        """`encode(x, k=None, sparse=False)`: latents, dense or `(values, latent numbers)`.
+
+        The first k' of k numbers are what a smaller k' would select.
+        """
+        ...
+
+    def decode(self, latents: Any) -> Tensor:
+        """Rows from latents."""
+        ...
+
+
+def chunks_of(rows: Rows, chunk_rows: int = CHUNK_ROWS) -> Iterator[Tensor]:
+    """The rows in order, float, a chunk at a time.
+
+    Raises:
+        ShapeError: not `(rows, d_in)`, or no rows.
+        NonFiniteError: names the first row that holds NaN or infinity.
+    """
+    if isinstance(rows, Tensor):
+        if rows.ndim != 2 or not len(rows):
+            raise ShapeError(f"Rows of shape {tuple(rows.shape)} were given; expected (rows, d_in) with at least one.")
+        parts: Iterable[tuple[int, Tensor]] = (
+            (first, rows[first : first + chunk_rows]) for first in range(0, len(rows), chunk_rows)
+        )
+    else:
+        parts = rows.chunks(chunk_rows)
+    for first, part in parts:
+        check_finite(part, first=first)
+        yield part
+
+
+def check_finite(rows: Tensor, *, first: int = 0, what: str = "rows") -> None:
+    """Raises `NonFiniteError` with the number of the first row that holds NaN or infinity."""
+    finite = torch.isfinite(rows).all(-1)
+    if not finite.all():
+        bad = first + int((~finite).nonzero()[0])
+        raise NonFiniteError(f"Row {bad} of the {what} holds NaN or infinity. Leave it out, or collect it again.")
+
+
+def check_ks(ks: Sequence[int], d_sae: int) -> tuple[int, ...]:
+    """Ascending k's between 1 and `d_sae`, each once. Raises `ConfigError`."""
+    chosen = tuple(int(k) for k in ks)
+    if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 1 or chosen[-1] > d_sae:
+        raise ConfigError(f"ks={chosen} must be ascending numbers from 1 to d_sae={d_sae}, for example (1, 4, 16).")
+    return chosen
+
+
+def decode_at(coder: Coder, values: Tensor, indices: Tensor, ks: Sequence[int]) -> list[Tensor]:
+    """One reconstruction for each k from latents in their order, each latent decoded once."""
+    if getattr(coder, "row_norm", None):  # what is undone per row is not a sum over latents
+        return [coder.decode((values[:, :k], indices[:, :k])) for k in ks]
+    return nested_decode(values, indices, coder.W_dec, coder.b_dec, ks)
