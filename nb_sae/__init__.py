@@ -32,6 +32,9 @@ _HOME = {
     "Dictionary": "nb_sae.sae.dictionary:Dictionary",
     "Analysis": "nb_sae.analysis.bundle:Analysis",
     "analyze": "nb_sae.analysis.scan:analyze",
+    "analyze_part": "nb_sae.analysis.scan:analyze_part",
+    "merge_analyses": "nb_sae.analysis.scan:merge_analyses",
+    "PartialAnalysis": "nb_sae.analysis.part:PartialAnalysis",
     "pca_quality": "nb_sae.analysis.quality:pca_quality",
     "FeatureDashboard": "nb_sae.widgets.feature:FeatureDashboard",
     "show": "nb_sae.widgets.base:show",
@@ -46,8 +49,11 @@ if TYPE_CHECKING:
     from nb_sae import plots as plots
     from nb_sae import types as types
     from nb_sae.analysis.bundle import Analysis as Analysis
+    from nb_sae.analysis.part import PartialAnalysis as PartialAnalysis
     from nb_sae.analysis.quality import pca_quality as pca_quality
     from nb_sae.analysis.scan import analyze as analyze
+    from nb_sae.analysis.scan import analyze_part as analyze_part
+    from nb_sae.analysis.scan import merge_analyses as merge_analyses
     from nb_sae.data.celeba import celeba as celeba
     from nb_sae.data.faces import demo_faces as demo_faces
     from nb_sae.data.images import images as images

@@ -169,11 +169,25 @@ class ActivationSource(Protocol):
         ...
 
     def batches(
-        self, batch_rows: int, *, seed: int, epoch: int = 0, skip: int = 0, device: Any = "cpu"
+        self,
+        batch_rows: int,
+        *,
+        seed: int,
+        epoch: int = 0,
+        skip: int = 0,
+        device: Any = "cpu",
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[Tensor]:
-        """Shuffled full batches of one epoch; the order depends on `(seed, epoch)` alone."""
+        """Shuffled full batches of one epoch; the order depends on `(seed, epoch)` alone.
+
+        `share=(i, n)` gives every n-th row of each batch, from the i-th on: what process i of n trains on.
+        """
         ...
 
     def chunks(self, chunk_rows: int) -> Iterator[tuple[int, Tensor]]:
         """`(first row, rows)` in order; a chunk ends where a context ends."""
+        ...
+
+    def chunk_spans(self, chunk_rows: int) -> Iterator[tuple[int, int]]:
+        """`(first row, last row + 1)` of every chunk that `chunks` gives."""
         ...

@@ -62,6 +62,12 @@ class BestOfGroups:
         last = np.flatnonzero(rank[kept] == self.keep - 1)
         self.threshold[group[last]] = self._score[last]
 
+    def merge(self, other: BestOfGroups) -> None:
+        """Take over the entries of another keeper of the same groups, in whatever order the two were filled."""
+        # Not by `add`: it drops a tie with the threshold, which here may be the earlier row.
+        self._pending.append(other.entries())
+        self.settle(force=True)
+
     def entries(self) -> tuple[Ints, Floats, NDArray[np.float32], Ints]:
         """`group, score, value, row`, by group and then by score."""
         self.settle()
@@ -78,14 +84,17 @@ class ActivationGrid:
 
     def grow(self, maxima: NDArray[np.float32]) -> Ints:
         """Make room for new maxima. Gives, per latent, by how many powers of two its grid grew."""
-        needed = np.where(maxima > 0, np.frexp(maxima.astype(np.float64))[1], -1024)
-        shift = np.maximum(needed - self.exponent, 0)
+        return self.grow_to(np.where(maxima > 0, np.frexp(maxima.astype(np.float64))[1], -1024))
+
+    def grow_to(self, exponent: Ints) -> Ints:
+        """Make room up to 2^exponent of each latent. Gives, per latent, by how many powers of two its grid grew."""
+        shift = np.maximum(exponent - self.exponent, 0)
         grown = np.flatnonzero(shift)
         for latent in grown:
             old, by = self.counts[latent], min(int(shift[latent]), 63)
             merged = np.bincount(np.arange(FINE_BINS) >> by, weights=old, minlength=FINE_BINS)
             self.counts[latent] = merged.astype(np.int64)
-        self.exponent += shift
+        self.exponent = self.exponent + shift
         return shift
 
     def bins(self, latent: Ints, value: NDArray[np.float32]) -> Ints:
@@ -110,10 +119,11 @@ class ActivationGrid:
 class IntervalSampler:
     """A seeded uniform sample from each of ten equal-width intervals of activation, without knowing the maximum.
 
-    Each activation has a pseudo-random priority that depends on (seed, row, latent) alone. The lowest priorities of
-    every fine bin are kept; an interval's sample is the lowest priorities of the bins it overlaps, as far down as all
-    of these bins are known completely. It is therefore exactly uniform whatever the order of the rows; where a sparse
-    interval shares a bin with a crowded one it can be smaller than asked, never biased.
+    Each activation has a pseudo-random priority that depends on (seed, identity of the row, latent) alone. The lowest
+    of every fine bin are kept; an interval's sample is the lowest priorities of the bins it overlaps, as far down as
+    all of these bins are known completely. It is therefore exactly uniform, and the same whatever the order of the rows
+    and however they were divided; where a sparse interval shares a bin with a crowded one it can be smaller than asked,
+    never biased.
     """
 
     def __init__(self, d_sae: int, per_interval: int, *, seed: int) -> None:
@@ -135,9 +145,25 @@ class IntervalSampler:
         merged = np.asarray(latent * FINE_BINS + (fine >> by[latent]), dtype=np.int64)
         self._best.regroup(merged, threshold.ravel())
 
-    def add(self, latent: Ints, bins: Ints, value: NDArray[np.float32], row: Ints) -> None:
-        """Offer activations with their bins."""
-        self._best.add(latent * FINE_BINS + bins, priority(self._seed, row, latent), value, row)
+    def add(
+        self, latent: Ints, bins: Ints, value: NDArray[np.float32], row: Ints, identity: Ints | None = None
+    ) -> None:
+        """Offer activations with their bins. `identity` is what the priority goes by; None: the row's number."""
+        score = priority(self._seed, row if identity is None else identity, latent)
+        self._best.add(latent * FINE_BINS + bins, score, value, row)
+
+    def merge(self, other: IntervalSampler) -> None:
+        """Take over the entries of another sampler on the same grid."""
+        self._best.merge(other._best)
+
+    def entries(self) -> tuple[Ints, Floats, NDArray[np.float32], Ints]:
+        """`latent · FINE_BINS + bin, priority, value, row` of everything kept."""
+        return self._best.entries()
+
+    def restore(self, entries: tuple[Ints, Floats, NDArray[np.float32], Ints]) -> None:
+        """Offer what `entries` of a saved sampler gave."""
+        self._best.add(*entries)
+        self._best.settle(force=True)
 
     def samples(self, grid: ActivationGrid, maxima: NDArray[np.float32]) -> dict[str, NDArray]:
         """`latent, interval, rank, value, row` of every sampled activation, from weak to strong intervals."""

@@ -8,18 +8,18 @@ import polars as pl
 import torch
 
 from nb_sae.analysis.schema import QUALITY
+from nb_sae.analysis.sums import ChunkSums, ChunkTree
 from nb_sae.errors import ConfigError, StoreError
-from nb_sae.sae.metrics import RunningQuality
 from nb_sae.types import ActivationSource
 
 PCA = pl.Schema({"k": pl.UInt32, "fvu": pl.Float64, "cosine": pl.Float64})
 
 
-def quality_frame(budgets: Sequence[int], running: RunningQuality, unused: Sequence[float]) -> pl.DataFrame:
+def quality_frame(budgets: Sequence[int], sums: ChunkSums, unused: Sequence[float]) -> pl.DataFrame:
     """The `quality` table."""
     lines = [
-        {"k": k, **numbers, "rows": running.rows, "unused": never}
-        for k, numbers, never in zip(budgets, running.result(), unused, strict=True)
+        {"k": k, **numbers, "rows": sums.rows, "unused": never}
+        for k, numbers, never in zip(budgets, sums.quality(), unused, strict=True)
     ]
     return pl.DataFrame(lines, schema=QUALITY)
 
@@ -43,12 +43,13 @@ def pca_quality(train: ActivationSource, test: ActivationSource, components: Seq
         centred = rows.double() - mean
         covariance += centred.T @ centred
     basis = torch.linalg.eigh(covariance).eigenvectors.flip(-1)
-    running = RunningQuality(len(components))
-    for _, rows in test.chunks(8192):
+    tree = ChunkTree()
+    for number, (_, rows) in enumerate(test.chunks(8192)):
         coordinates = (rows.double() - mean) @ basis
         parts = [mean + coordinates[:, :k] @ basis[:, :k].T for k in components]
-        running.add(rows, parts, [torch.full((len(rows),), k) for k in components])
+        tree.add(number, ChunkSums.of(rows, parts, [0.0] * len(components)))
     lines = [
-        {"k": k, "fvu": n["fvu"], "cosine": n["cosine"]} for k, n in zip(components, running.result(), strict=True)
+        {"k": k, "fvu": n["fvu"], "cosine": n["cosine"]}
+        for k, n in zip(components, tree.total().quality(), strict=True)
     ]
     return pl.DataFrame(lines, schema=PCA)

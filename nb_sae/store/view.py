@@ -199,6 +199,11 @@ class StoredRows:
 
         A chunk ends where a context ends, so it is shorter than `chunk_rows`, or longer if one context is.
         """
+        for start, stop in self.chunk_spans(chunk_rows):
+            yield start, _float32_copy(self._read_range(start, stop))
+
+    def chunk_spans(self, chunk_rows: int) -> Iterator[tuple[int, int]]:
+        """`(first row, last row + 1)` of every chunk that `chunks` gives."""
         check_batch_rows("chunk_rows", chunk_rows)
         ends = self._ends_of_contexts()
         start = 0
@@ -209,7 +214,7 @@ class StoredRows:
                 stop = int(ends[max(np.searchsorted(ends, start + chunk_rows, side="right") - 1, 0)])
                 if stop <= start:
                     stop = int(ends[np.searchsorted(ends, start, side="right")])
-            yield start, _float32_copy(self._read_range(start, stop))
+            yield start, stop
             start = stop
 
     # ── parts of it ───────────────────────────────────────────────────────────────────────────────────────────
