@@ -52,6 +52,17 @@ def test_seven_parts_merge_into_exactly_the_tables_of_one_pass(planted_store, tm
     assert_same_tables(again, whole)
 
 
+def test_keepers_merge_to_the_same_in_any_order(planted_store):
+    dictionary, store = planted_store
+    chosen = []
+    for order in (range(7), range(6, -1, -1)):
+        parts = [ns.analyze_part(dictionary, store, part=(i, 7), **{**SETTINGS, "top": 1}) for i in order]
+        for part in parts[1:]:
+            parts[0].kept.merge(part.kept)
+        chosen.append(parts[0].kept.chosen())
+    assert chosen[0].equals(chosen[1])
+
+
 @pytest.mark.parametrize("count", [2, 3, 40])
 def test_any_number_of_parts_gives_the_same_also_when_some_are_empty(planted_store, count):
     dictionary, store = planted_store
