@@ -22,7 +22,7 @@ def planted_store():
     directions = planted.atoms(48, 16)
     rows, _ = planted.sparse_rows(directions, INPUTS * TOKENS, active=3)
     rows = rows * torch.linspace(0.05, 40, len(rows))[:, None] + 3
-    rows[8000:8128] = rows[-128:]  # equally strong in two parts: the earlier one has to win in any order of merging
+    rows[8000:8128] = rows[-128:] = 3 * rows[-128:]  # strongest of all, in two parts: the earlier row has to win
     ids = pl.DataFrame({"input_id": np.repeat(np.arange(INPUTS), TOKENS), "token": np.tile(np.arange(TOKENS), INPUTS)})
     dictionary = ns.Dictionary.from_weights(
         directions.T.contiguous(), torch.full((48,), -0.2), directions, torch.full((16,), 3.0), budgets=(1, 2, 4)
