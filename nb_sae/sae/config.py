@@ -46,7 +46,7 @@ class SAEConfig:
     """Where `b_dec` starts: the mean of the rows, their geometric median, or zero in the units of the model."""
     loss: Loss = "mse"
     """"mse", or "nmse": each row's error over its own square distance from the mean, as in the paper's code."""
-    l1_weight: float = 0.03
+    l1_weight: float = 0.1
     """"relu" and "gated": weight of mean_n Σ_j latent_j ‖W_dec_j‖ / √d, in normalised units."""
     target_l0: float | None = None
     """"jump_relu": active latents per row that the penalty aims at."""
@@ -164,7 +164,7 @@ class SAEConfig:
 
     @classmethod
     def relu(
-        cls, *, l1_weight: float = 0.03, expansion: int | None = 8, d_sae: int | None = None, **others: Any
+        cls, *, l1_weight: float = 0.1, expansion: int | None = 8, d_sae: int | None = None, **others: Any
     ) -> Self:
         """ReLU SAE with an L1 penalty weighted by the decoder's norms.
 
@@ -184,7 +184,7 @@ class SAEConfig:
 
     @classmethod
     def gated(
-        cls, *, l1_weight: float = 0.03, expansion: int | None = 8, d_sae: int | None = None, **others: Any
+        cls, *, l1_weight: float = 0.5, expansion: int | None = 8, d_sae: int | None = None, **others: Any
     ) -> Self:
         """Gated SAE: one bias decides whether a latent is active, another how strongly.
 

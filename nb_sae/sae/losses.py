@@ -63,7 +63,7 @@ def l1_penalty(latents: Float[Tensor, "batch d_sae"], W_dec: Float[Tensor, "d_sa
         Conerly et al. 2024, Circuits Updates April 2024.
     """
     norms = W_dec.norm(dim=-1).to(latents.dtype)
-    return (latents @ norms).float().mean() / W_dec.shape[1] ** 0.5
+    return (latents @ norms).to(W_dec.dtype).mean() / W_dec.shape[1] ** 0.5
 
 
 class _JumpReLU(torch.autograd.Function):

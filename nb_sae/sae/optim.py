@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +11,9 @@ from torch.nn import functional as F
 from nb_sae.errors import ConfigError
 from nb_sae.sae.model import SAE
 from nb_sae.sae.training import TrainConfig
+
+THRESHOLD_HURRY = 10.0
+"""Learning rate of JumpReLU's log-thresholds over that of the weights: they have orders of magnitude to go."""
 
 LARGE = 2**20
 """Numbers in a weight matrix from which bfloat16 products pay for the casts on a CPU."""
@@ -44,7 +49,11 @@ def _computes_bfloat16(device: torch.device) -> bool:
 def make_optimizer(sae: SAE, train: TrainConfig, device: torch.device) -> torch.optim.Adam:
     """Adam, in one kernel where the device has it; its learning rate is set before every step."""
     fused = device.type in ("cuda", "cpu", "mps", "xpu")
-    return torch.optim.Adam(sae.parameters(), lr=train.learning_rate, betas=train.betas, eps=train.eps, fused=fused)
+    slow = [value for name, value in sae.named_parameters() if name != "log_threshold"]
+    groups: list[dict[str, Any]] = [{"params": slow, "rate_scale": 1.0}]
+    if hasattr(sae, "log_threshold"):
+        groups.append({"params": [sae.log_threshold], "rate_scale": THRESHOLD_HURRY})
+    return torch.optim.Adam(groups, lr=train.learning_rate, betas=train.betas, eps=train.eps, fused=fused)
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ class TrainingState:
             torch.nn.utils.clip_grad_norm_(sae.parameters(), train.grad_clip)
         rate = train.rate_at(step, epoch_steps=self.epoch_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_scale"]
         # Adam's own switch for mixed precision: a step marked as failed is skipped on the device.
         self.optimizer.found_inf = (self.failed_step >= 0).float()  # pyright: ignore[reportAttributeAccessIssue]
         self.optimizer.step()

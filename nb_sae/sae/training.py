@@ -139,7 +139,8 @@ class TrainConfig:
         """
         total = self.steps
         if self.schedule == "epoch" and epoch_steps:
-            epochs, epoch = math.ceil(total / epoch_steps), step // epoch_steps
+            epochs = max(1, round(total / epoch_steps))
+            epoch = min(step // epoch_steps, epochs - 1)
             decays = epoch >= int((1 - self.decay_fraction) * epochs) and self.decay_fraction > 0
             fall = min(1.0, (epochs - epoch) / (self.decay_fraction * epochs)) if decays else 1.0
         else:
