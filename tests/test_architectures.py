@@ -152,13 +152,6 @@ def test_the_threshold_of_batch_topk_does_not_depend_on_the_batch(store, unseen)
     dictionary = ns.train_sae(store, ns.SAEConfig.batch_topk(3, d_sae=ATOMS), SETTINGS, progress=False)
     one_by_one = torch.cat([dictionary.encode(row[None]) for row in unseen[:50]])
     torch.testing.assert_close(dictionary.encode(unseen[:50]), one_by_one)
-    assert (
-        torch.equal(
-            dictionary.encode(unseen[:50], k=2) != 0,
-            dictionary.encode(unseen[:50]).argsort(dim=-1, descending=True).argsort(dim=-1) < 2,
-        )
-        or True
-    )
     assert (dictionary.encode(unseen, k=2) > 0).sum(-1).max() <= 2
 
 
@@ -185,11 +178,8 @@ def test_the_paper_preset_is_the_paper_as_coded():
 
 def test_the_paper_preset_trains(store):
     session = ns.Session(store, ns.SAEConfig.msae_paper(D), ns.TrainConfig.msae_paper(epochs=2, batch_rows=512))
-    before = session.show
     session.run(progress=False)
-    log = session.log
-    assert log["fvu_k64"][-1] < log["fvu_k64"][0]
-    assert before is not None
+    assert session.log["fvu_k64"][-1] < session.log["fvu_k64"][0]
 
 
 def test_nmse_weighs_each_row_by_its_own_distance():
