@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nb_sae.errors import ConfigError, ShapeError
-
-Selection = Literal["row", "batch"]
+from nb_sae.sae.kernels.cpu import able, cpu
+from nb_sae.sae.kernels.dense import dense
+from nb_sae.sae.kernels.plan import Computed, Plan, Selection
 
 
 @dataclass(frozen=True)
@@ -79,62 +78,28 @@ def nested_loss(
         section 3. Widths: Bussmann et al. 2025, Matryoshka SAEs, arXiv:2503.17547. One pass for all budgets: Balagansky
         et al. 2025, HierarchicalTopK, arXiv:2505.24473. "batch": Bussmann et al. 2024, BatchTopK, arXiv:2412.06410.
     """
-    plan = _Plan.make(target, pre, W_dec, b_dec, budgets, widths, level_weights, row_weights, selection)
+    plan = Plan.make(
+        target,
+        pre,
+        W_dec,
+        b_dec,
+        budgets=budgets,
+        widths=widths,
+        level_weights=level_weights,
+        row_weights=row_weights,
+        selection=selection,
+    )
     return NestedLoss(*_Nested.apply(target.detach(), pre, W_dec, b_dec, row_weights, plan))  # pyright: ignore
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The numbers of one call, checked."""
+def _way(pre: Tensor) -> Callable[..., Computed]:
+    """The fastest exact way for this device and dtype."""
+    return cpu if able(pre) else dense
 
-    budgets: tuple[int, ...]
-    widths: tuple[int, ...]
-    weights: tuple[float, ...]
-    selection: Selection
 
-    @property
-    def groups(self) -> list[tuple[int, int]]:
-        """First and last + 1 latent of what each width adds."""
-        return list(pairwise((0, *self.widths)))
-
-    @classmethod
-    def make(
-        cls,
-        target: Tensor,
-        pre: Tensor,
-        W_dec: Tensor,
-        b_dec: Tensor,
-        budgets: Sequence[int],
-        widths: Sequence[int] | None,
-        level_weights: Sequence[float],
-        row_weights: Tensor | None,
-        selection: Selection,
-    ) -> _Plan:
-        batch, d_sae = pre.shape
-        wanted = {"target": (batch, W_dec.shape[1]), "W_dec": (d_sae, W_dec.shape[1]), "b_dec": (W_dec.shape[1],)}
-        given = {"target": target, "W_dec": W_dec, "b_dec": b_dec}
-        if row_weights is not None:
-            wanted["row_weights"], given["row_weights"] = (batch,), row_weights
-        for name, shape in wanted.items():
-            if tuple(given[name].shape) != shape:
-                raise ShapeError(f"{name} has shape {tuple(given[name].shape)}; pre {tuple(pre.shape)} needs {shape}.")
-        if batch == 0:
-            raise ShapeError("The batch has no rows. Give at least one.")
-        budgets = tuple(int(k) for k in budgets)
-        widths = tuple(int(w) for w in widths) if widths is not None else (d_sae,)
-        for name, numbers in (("budgets", budgets), ("widths", widths)):
-            if not numbers or numbers[0] < 1 or numbers[-1] > d_sae or any(b <= a for a, b in pairwise(numbers)):
-                raise ConfigError(f"{name}={numbers} must rise strictly within [1, d_sae={d_sae}].")
-        if widths[-1] != d_sae:
-            raise ConfigError(f"widths={widths} must end at d_sae={d_sae}. Add it as the last width.")
-        if len(level_weights) != len(budgets) * len(widths):
-            raise ConfigError(
-                f"level_weights has {len(level_weights)} numbers; {len(budgets)} budgets × {len(widths)} widths need "
-                f"{len(budgets) * len(widths)}."
-            )
-        if selection not in ("row", "batch"):
-            raise ConfigError(f'selection="{selection}" must be "row" or "batch".')
-        return cls(budgets, widths, tuple(float(w) for w in level_weights), selection)
+def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
+    """On a CPU looking at the factor costs nothing, and it is nearly always 1."""
+    return grad if scale.device.type == "cpu" and scale.item() == 1 else grad.mul_(scale)
 
 
 class _Nested(torch.autograd.Function):
@@ -148,90 +113,23 @@ class _Nested(torch.autograd.Function):
         W_dec: Tensor,
         b_dec: Tensor,
         row_weights: Tensor | None,
-        plan: _Plan,
+        plan: Plan,
     ) -> tuple[Tensor, ...]:
         gradients = any(ctx.needs_input_grad)
-        done = _dense(target, pre, W_dec, b_dec, row_weights, plan, gradients)
+        with torch.autocast(pre.device.type, enabled=False):  # pre's dtype says what to compute in
+            done = _way(pre)(target, pre, W_dec, b_dec, row_weights, plan, gradients)
         ctx.dtypes = pre.dtype, W_dec.dtype, b_dec.dtype
         if gradients:
-            ctx.save_for_backward(*done[5:])
-        ctx.mark_non_differentiable(*done[1:5])
-        return done[:5]
+            ctx.gradients = done.grad_pre, done.grad_decoder, done.grad_bias
+        rest = done.errors, done.residual, done.fired, done.thresholds
+        ctx.mark_non_differentiable(*rest)
+        return done.loss, *rest
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        scale = grads[0]
-        pre, W_dec, b_dec = (
-            (kept * scale).to(dtype) for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        )
+        kept, ctx.gradients = ctx.gradients, None
+        if kept is None:
+            raise RuntimeError("The gradients of this nested loss were used already. Compute the loss again.")
+        pre, W_dec, b_dec = (_scaled(grad, grads[0]).to(dtype) for grad, dtype in zip(kept, ctx.dtypes, strict=True))
         return None, pre, W_dec, b_dec, None, None
-
-
-def _buckets(pre: Tensor, plan: _Plan) -> Tensor:
-    """Which budget first selects each latent of each row, `(batch, d_sae)`; n_budgets where none does."""
-    many = len(pre) if plan.selection == "batch" else 1
-    flat = pre.reshape(1, -1) if plan.selection == "batch" else pre
-    indices = torch.topk(flat, plan.budgets[-1] * many, dim=-1, sorted=True).indices
-    first = torch.repeat_interleave(
-        torch.arange(len(plan.budgets), dtype=torch.uint8, device=pre.device),
-        torch.tensor([(b - a) * many for a, b in pairwise((0, *plan.budgets))], device=pre.device),
-        output_size=plan.budgets[-1] * many,
-    )
-    none = torch.full_like(flat, len(plan.budgets), dtype=torch.uint8)
-    return none.scatter_(-1, indices, first.expand_as(indices)).view_as(pre)
-
-
-def _dense(
-    target: Tensor, pre: Tensor, W_dec: Tensor, b_dec: Tensor, row_weights: Tensor | None, plan: _Plan, gradients: bool
-) -> tuple[Tensor, ...]:
-    """Masked dense products, one bucket at a time. Works everywhere."""
-    latents, W = pre.relu(), W_dec.to(pre.dtype)
-    first = _buckets(pre, plan).masked_fill_(latents == 0, len(plan.budgets))
-    total = [torch.zeros_like(target) for _ in plan.widths]
-    differences: list[list[Tensor]] = []
-    seen = torch.zeros(pre.shape[1], dtype=torch.bool, device=pre.device)
-    smallest = pre.new_full((), torch.inf)
-    fired, thresholds = [], []
-    for bucket in range(len(plan.budgets)):
-        mine = first == bucket
-        codes = torch.where(mine, latents, 0)
-        seen = seen | mine.any(0)
-        smallest = torch.minimum(smallest, torch.where(mine, latents, torch.inf).amin())
-        fired.append(seen)
-        thresholds.append(smallest)
-        row: list[Tensor] = []
-        x_hat = b_dec.to(target.dtype)
-        for group, (start, stop) in enumerate(plan.groups):
-            total[group] = total[group] + (codes[:, start:stop] @ W[start:stop]).to(target.dtype)
-            x_hat = x_hat + total[group]
-            row.append(x_hat - target)
-        differences.append(row)
-    squares = torch.stack([d.square().mean(1) for row in differences for d in row])
-    weights = torch.tensor(plan.weights, dtype=target.dtype, device=target.device)
-    weighted = squares if row_weights is None else squares * row_weights
-    limits = torch.stack(thresholds)
-    out = (
-        weights @ weighted.mean(1),
-        squares.mean(1),
-        -differences[-1][-1],
-        torch.stack(fired),
-        torch.where(limits.isinf(), 0, limits),
-    )
-    if not gradients:
-        return out
-    scale = 2 / target.numel() * (1 if row_weights is None else row_weights[:, None])
-    grad_pre, grad_W = torch.zeros_like(pre), torch.zeros_like(W_dec)
-    later = [torch.zeros_like(target) for _ in plan.widths]
-    for bucket in reversed(range(len(plan.budgets))):
-        mine = first == bucket
-        codes = torch.where(mine, latents, 0)
-        wider = torch.zeros_like(target)
-        for group in reversed(range(len(plan.widths))):
-            start, stop = plan.groups[group]
-            wider = wider + plan.weights[bucket * len(plan.widths) + group] * differences[bucket][group]
-            later[group] = later[group] + wider
-            error = (later[group] * scale).to(pre.dtype)
-            grad_pre[:, start:stop] += torch.where(mine[:, start:stop], error @ W[start:stop].T, 0)
-            grad_W[start:stop] += (codes[:, start:stop].T @ error).to(grad_W.dtype)
-    return *out, grad_pre, grad_W, (later[0] * scale).sum(0)
