@@ -30,6 +30,12 @@ _HOME = {
     "Session": "nb_sae.sae.session:Session",
     "train_sae": "nb_sae.sae.session:train_sae",
     "Dictionary": "nb_sae.sae.dictionary:Dictionary",
+    "load_dictionary": "nb_sae.sae.formats.door:load_dictionary",
+    "export_dictionary": "nb_sae.sae.formats.door:export_dictionary",
+    "push_to_hub": "nb_sae.sae.formats.hub:push_to_hub",
+    "compare": "nb_sae.sae.compare:compare",
+    "classical": "nb_sae.sae.classical",
+    "metrics": "nb_sae.sae.metrics",
     "Analysis": "nb_sae.analysis.bundle:Analysis",
     "analyze": "nb_sae.analysis.scan:analyze",
     "analyze_part": "nb_sae.analysis.scan:analyze_part",
@@ -65,8 +71,14 @@ if TYPE_CHECKING:
     from nb_sae.models.clip import load_clip as load_clip
     from nb_sae.models.lm import load_lm as load_lm
     from nb_sae.reporting.report import report as report
+    from nb_sae.sae import classical as classical
+    from nb_sae.sae import metrics as metrics
+    from nb_sae.sae.compare import compare as compare
     from nb_sae.sae.config import SAEConfig as SAEConfig
     from nb_sae.sae.dictionary import Dictionary as Dictionary
+    from nb_sae.sae.formats.door import export_dictionary as export_dictionary
+    from nb_sae.sae.formats.door import load_dictionary as load_dictionary
+    from nb_sae.sae.formats.hub import push_to_hub as push_to_hub
     from nb_sae.sae.session import Session as Session
     from nb_sae.sae.session import train_sae as train_sae
     from nb_sae.sae.training import TrainConfig as TrainConfig

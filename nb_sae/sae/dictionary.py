@@ -220,8 +220,9 @@ class Dictionary:
 
     def _normalise(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
         if self.row_norm == "layer_norm":
-            shift, scale = x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + 1e-5
-            return (x - shift) / scale, shift, scale
+            # The small number keeps constant rows finite; SAELens and ViT-Prisma leave it out where they undo this.
+            shift, scale = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+            return (x - shift) / (scale + 1e-5), shift, scale
         if self.row_norm == "constant_norm":
             scale = x.norm(dim=-1, keepdim=True).clamp_min(1e-12) / self.d_in**0.5
             return x / scale, 0.0, scale
