@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nb_sae.sae.config import Sparsity
+from nb_sae.sae.kernels.encoder import affine
 from nb_sae.sae.sparsity import top_k
 
 FIRST_THRESHOLD = 0.1
@@ -86,7 +87,7 @@ class SAE(nn.Module):
             bias = bias + (fixed - self.b_dec) @ W_enc.detach()
             x = x - fixed
         dtype = dtype or W_enc.dtype
-        return torch.addmm(bias.to(dtype), x.to(dtype), W_enc.to(dtype))
+        return affine(x, W_enc, bias, dtype)
 
     def encode(self, x: Float[Tensor, "batch d_in"], k: int) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
         """The k strongest latents of each row, strongest first, as values and latent numbers."""

@@ -9,8 +9,7 @@ about 13 latents in float32 and never pays in bfloat16.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +17,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nb_sae.sae.kernels.plan import Computed, Levels, Plan
-from nb_sae.sae.kernels.select import BITS, Array, Selected, by_rows, count_positive, positive_bits, select
+from nb_sae.sae.kernels.select import (
+    BITS,
+    BLOCK_ROWS,
+    Array,
+    Hits,
+    Selected,
+    by_rows,
+    count_positive,
+    positive_bits,
+    select,
+)
 
 SUM_COST = {torch.float32: 5, torch.bfloat16: 23, torch.float16: 23}
 """Latents of a dense product that cost as much as one gathered and added."""
@@ -34,16 +43,34 @@ def able(pre: Tensor) -> bool:
 
 
 def gathered(
-    indices: Tensor, offsets: Tensor, values: Tensor, table: Tensor, out_dtype: torch.dtype | None = None
+    indices: Tensor,
+    offsets: Tensor,
+    values: Tensor,
+    table: Tensor,
+    out_dtype: torch.dtype | None = None,
+    *,
+    turned: bool = False,
 ) -> Tensor:
-    """Σ values · table rows for each bag, `(bags, columns)`, by slices of columns that stay in the cache."""
+    """Σ values · table rows for each bag, `(bags, columns)`, by slices of columns that stay in the cache.
+
+    `turned` gives `(columns, bags)`.
+    """
     step = max(16, TILE_BYTES // table.element_size())
-    out = torch.empty(len(offsets) - 1, table.shape[1], dtype=out_dtype or table.dtype)
-    for start in range(0, table.shape[1], step):
-        piece = table[:, start : start + step]
-        out[:, start : start + step] = F.embedding_bag(
-            indices, piece, offsets, per_sample_weights=values, mode="sum", include_last_offset=True
+    bags, columns = len(offsets) - 1, table.shape[1]
+    out = torch.empty((columns, bags) if turned else (bags, columns), dtype=out_dtype or table.dtype)
+    for start in range(0, columns, step):
+        piece = F.embedding_bag(
+            indices,
+            table[:, start : start + step],
+            offsets,
+            per_sample_weights=values,
+            mode="sum",
+            include_last_offset=True,
         )
+        if turned:
+            out[start : start + step] = piece.T
+        else:
+            out[:, start : start + step] = piece
     return out
 
 
@@ -75,170 +102,186 @@ class _Pass:
     ) -> None:
         self.full, self.pre, self.dtype = plan, pre, pre.dtype
         self.batch, self.d_sae = pre.shape
-        bits = positive_bits(pre)
-        merged, everything = _merge(bits, plan)
-        self.plan = plan.merged(merged)
-        self.chosen: Selected = select(bits, self.plan.budgets, everything=everything, batch=plan.selection == "batch")
-        self.W, self.W_dec = W_dec.to(pre.dtype), W_dec
+        self.bits = positive_bits(pre)
+        self.plan, everything = _merge(self.bits, plan)
+        wide = len(plan.widths) > 1
+        added = np.diff(self.plan.budgets, prepend=0)
+        listed = [bucket for bucket, many in enumerate(added) if many * SUM_COST[self.dtype] <= self.d_sae]
+        self.chosen: Selected = select(
+            self.bits,
+            self.plan.budgets,
+            listed=listed,
+            everything=everything,
+            batch=plan.selection == "batch",
+            ascending=wide,
+        )
+        self.W = W_dec.to(pre.dtype)
         self.levels = Levels(target, b_dec, row_weights, self.plan)
-        self.bags: dict[int, _Bag] = {}
-        for bucket in range(merged):
-            if self._is_small(bucket, everything and bucket == merged - 1):
-                self.bags[bucket] = self._bag(bucket)
+        self.bags = {bucket: self._bag(hits) for bucket, hits in self.chosen.hits.items()}
 
     def run(self, gradients: bool) -> Computed:
         plan, buckets = self.plan, range(len(self.plan.budgets))
         fired = np.zeros((len(buckets), self.d_sae), dtype=bool)
+        scratch = self._scratch()
         for bucket in buckets:
             if bucket in self.bags:
-                fired[bucket, self.bags[bucket].latents.numpy()] = True
-                self.levels.add(self._gathered_cells(self.bags[bucket]))
+                hits, bag = self.chosen.hits[bucket], self.bags[bucket]
+                fired[bucket, hits.latents if hits.values.all() else hits.latents[hits.values > 0]] = True
+                sums = gathered(bag.latents, bag.offsets, bag.values, self.W)
+                self.levels.add(sums.view(self.batch, len(plan.widths), -1).unbind(1))
             else:
-                mine = self._mine(bucket)
-                fired[bucket] = mine.any(axis=0)
-                codes = self._codes(mine)
+                fired[bucket] = self._mark(self.chosen.first, self.bits, bucket, scratch)
+                codes = torch.from_numpy(scratch).view(self.dtype)
                 self.levels.add([codes[:, a:b] @ self.W[a:b] for a, b in plan.groups])
         loss, errors, residual = self.levels.finish()
         loss = loss + 0 * self.pre.sum()  # the bits of a NaN may read as "not positive": it must show all the same
         again = [min(i, len(buckets) - 1) for i in range(len(self.full.budgets))]  # merged budgets share a level
-        wide = len(plan.widths)
-        errors = errors.view(-1, wide)[again].flatten()
+        errors = errors.view(-1, len(plan.widths))[again].flatten()
         seen = torch.from_numpy(np.logical_or.accumulate(fired, axis=0))[again]
-        bits = torch.tensor([self.chosen.limits[i] for i in again], dtype=BITS[self.dtype])
-        thresholds = bits.view(self.dtype)
+        limits = torch.tensor([self.chosen.limits[i] for i in again], dtype=BITS[self.dtype]).view(self.dtype)
         if not gradients:
-            return Computed(loss, errors, residual, seen, thresholds)
+            return Computed(loss, errors, residual, seen, limits)
         tails = self.levels.tails()
+        grad_bias = tails[0][0].sum(0)
+        grad_pre = self._grad_pre(tails, scratch)
         return Computed(
-            loss,
-            errors,
-            residual,
-            seen,
-            thresholds,
-            self._grad_pre(tails),
-            self._decoder_gradient(tails),
-            tails[0][0].sum(0),
+            loss, errors, residual, seen, limits, grad_pre, self._decoder_gradient(tails, scratch), grad_bias
         )
 
-    def _is_small(self, bucket: int, is_rest: bool) -> bool:
-        before = self.plan.budgets[bucket - 1] if bucket else 0
-        added = self.plan.budgets[bucket] - before
-        if is_rest:  # its budget may be far above what is positive
-            marks = self.chosen.first
-            added = sum(by_rows(lambda rows: int(np.count_nonzero(marks[rows] == bucket)), self.batch)) / self.batch
-        return added * SUM_COST[self.dtype] <= self.d_sae
+    def _scratch(self) -> Array:
+        """One matrix of codes, used again for each dense bucket."""
+        return np.empty(self.bits.shape if len(self.bags) < len(self.plan.budgets) else (0, 0), self.bits.dtype)
 
-    def _mine(self, bucket: int) -> Array:
-        return self.chosen.first == bucket
+    def _bag(self, hits: Hits) -> _Bag:
+        """Bags of one row each, or of one row and group where widths are nested."""
+        edges, groups = hits.edges, self.plan.groups
+        sizes = np.diff(edges)
+        rows = np.repeat(np.arange(self.batch), sizes)
+        flat = rows * self.d_sae + hits.latents
+        offsets = edges
+        if len(groups) > 1:
+            starts = np.arange(self.batch)[:, None] * self.d_sae + np.array([start for start, _ in groups])
+            offsets = np.append(np.searchsorted(flat, starts.ravel()), len(flat))
+        values = torch.from_numpy(hits.values).view(self.dtype)
+        latents = torch.from_numpy(hits.latents)
+        return _Bag(torch.from_numpy(flat), torch.from_numpy(offsets).int(), latents, values)
 
-    def _codes(self, mine: Array) -> Tensor:
-        """Values of one bucket as a dense matrix: bits times 0 or 1."""
-        bits, out = self.chosen.bits, np.empty_like(self.chosen.bits)
-        by_rows(lambda rows: np.multiply(bits[rows], mine[rows].view(np.int8), out=out[rows]), self.batch)
-        return torch.from_numpy(out).view(self.dtype)
+    def _mark(self, first: Array, bits: Array, bucket: int, out: Array) -> Array:
+        """Values of one bucket as a dense matrix, bits times 0 or 1; gives which columns have any."""
 
-    def _bag(self, bucket: int) -> _Bag:
-        d_sae, groups = self.d_sae, self.plan.groups
-        flat = np.flatnonzero(self.chosen.first == bucket)
-        edges = np.arange(self.batch)[:, None] * d_sae + np.array([start for start, _ in groups])
-        offsets = np.append(np.searchsorted(flat, edges.ravel()), len(flat))
-        values = torch.from_numpy(self.chosen.bits.ravel().take(flat)).view(self.dtype)
-        return _Bag(torch.from_numpy(flat), torch.from_numpy(offsets), torch.from_numpy(flat % d_sae), values)
+        def block(rows: slice) -> Array:
+            mine = first[rows] == bucket
+            np.multiply(bits[rows], mine.view(np.int8), out=out[rows])
+            return mine.any(axis=0)
 
-    def _gathered_cells(self, bag: _Bag) -> Sequence[Tensor]:
-        sums = gathered(bag.latents, bag.offsets, bag.values, self.W)
-        return sums.view(self.batch, len(self.plan.widths), -1).unbind(1)
+        return np.logical_or.reduce(by_rows(block, len(first), BLOCK_ROWS))
 
-    def _grad_pre(self, tails: list[list[Tensor]]) -> Tensor:
+    def _grad_pre(self, tails: list[list[Tensor]], scratch: Array) -> Tensor:
         """⟨decoder row, tail of the latent's cell⟩ where selected, 0 elsewhere."""
-        bits = BITS[self.dtype]
-        out = torch.zeros(self.batch, self.d_sae, dtype=bits).numpy()
+        product = torch.from_numpy(scratch if scratch.size else np.empty_like(self.bits)).view(self.dtype)
+        found = product.view(BITS[self.dtype]).numpy()
+        out = np.zeros_like(self.bits)
         dots: dict[int, Tensor] = {}
         for bucket in range(len(self.plan.budgets)):
-            if bucket in self.bags and self._dots_pay(self.bags[bucket]):
-                dots[bucket] = self._gathered_dots(self.bags[bucket], tails[bucket][0])
+            bag = self.bags.get(bucket)
+            if bag is not None and self._dots_pay(bag):
+                dots[bucket] = self._gathered_dots(bag, tails[bucket][0])
                 continue
-            product = self._product(tails[bucket])
-            if bucket in self.bags:
-                dots[bucket] = product.view(-1).index_select(0, self.bags[bucket].flat)
+            self._product(tails[bucket], product)
+            if bag is not None:
+                dots[bucket] = product.view(-1).index_select(0, bag.flat)
                 continue
-            found, mine = product.view(bits).numpy(), self._mine(bucket)
+            first = self.chosen.first
 
-            def keep(rows: slice, found: Array = found, mine: Array = mine) -> None:
-                np.multiply(found[rows], mine[rows].view(np.int8), out=found[rows])
+            def keep(rows: slice, bucket: int = bucket, first: Array = first) -> None:
+                np.multiply(found[rows], (first[rows] == bucket).view(np.int8), out=found[rows])
                 np.bitwise_or(out[rows], found[rows], out=out[rows])  # buckets are disjoint
 
-            by_rows(keep, self.batch)
+            by_rows(keep, self.batch, BLOCK_ROWS)
         grad = torch.from_numpy(out).view(self.dtype)
         for bucket, values in dots.items():
-            grad.view(-1).index_copy_(0, self.bags[bucket].flat, values)
+            bag = self.bags[bucket]
+            grad.view(-1).index_copy_(0, bag.flat, values.mul_(bag.values > 0))
         return grad
 
-    def _product(self, tails: list[Tensor]) -> Tensor:
+    def _product(self, tails: list[Tensor], out: Tensor) -> None:
         if len(tails) == 1:
-            return tails[0].to(self.dtype) @ self.W.T
-        pieces = [tail.to(self.dtype) @ self.W[a:b].T for tail, (a, b) in zip(tails, self.plan.groups, strict=True)]
-        return torch.cat(pieces, dim=1)
+            torch.mm(tails[0].to(self.dtype), self.W.T, out=out)
+            return
+        for tail, (a, b) in zip(tails, self.plan.groups, strict=True):
+            out[:, a:b] = tail.to(self.dtype) @ self.W[a:b].T
 
     def _dots_pay(self, bag: _Bag) -> bool:
         cost = DOT_COST.get(self.dtype)
         return cost is not None and len(self.plan.widths) == 1 and len(bag.flat) * cost <= self.batch * self.d_sae
 
     def _gathered_dots(self, bag: _Bag, tail: Tensor) -> Tensor:
-        rows = torch.bucketize(torch.arange(len(bag.flat)), bag.offsets, right=True) - 1
+        rows = (bag.flat // self.d_sae).int()
         return torch.ops.aten._embedding_bag_per_sample_weights_backward(
             tail, self.W, bag.latents, bag.offsets[:-1], rows, 0
         )
 
-    def _decoder_gradient(self, tails: list[list[Tensor]]) -> Tensor:
+    def _decoder_gradient(self, tails: list[list[Tensor]], scratch: Array) -> Tensor:
         """Σ over rows of value · tail of the latent's cell."""
-        grad: Tensor | None = None
-        if self.bags:
-            grad = self._gathered_decoder_gradient(tails)
+        grad = self._gathered_gradient(tails) if self.bags else None
+        if len(self.bags) == len(self.plan.budgets):
+            return grad if grad is not None else torch.zeros(self.W.shape)
+        # A product of a transposed matrix costs twice as much as of one that was laid out anew, once for all buckets.
+        first, bits = (torch.from_numpy(array).T.contiguous().numpy() for array in (self.chosen.first, self.bits))
+        turned = scratch.reshape(bits.shape)
+        codes = torch.from_numpy(turned).view(self.dtype)
         for bucket in range(len(self.plan.budgets)):
             if bucket in self.bags:
                 continue
-            codes = self._codes(self._mine(bucket))
-            pieces = [
-                codes[:, a:b].T @ tail.to(self.dtype)
-                for tail, (a, b) in zip(tails[bucket], self.plan.groups, strict=True)
-            ]
-            product = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-            grad = product.to(torch.float32) if grad is None else grad.add_(product)
+            self._mark(first, bits, bucket, turned)
+            for tail, (a, b) in zip(tails[bucket], self.plan.groups, strict=True):
+                product = codes[a:b] @ tail.to(self.dtype)
+                if grad is None:
+                    grad = torch.zeros(self.W.shape) if len(tails) > 1 else product.float()
+                    if len(tails) == 1:
+                        continue
+                grad[a:b] += product
         return grad if grad is not None else torch.zeros(self.W.shape)
 
-    def _gathered_decoder_gradient(self, tails: list[list[Tensor]]) -> Tensor:
+    def _gathered_gradient(self, tails: list[list[Tensor]]) -> Tensor:
         """All gathered buckets at once: hits sorted by latent, one bag for each latent over a table of tails."""
         wide, small = len(self.plan.widths), sorted(self.bags)
         stacked = [tails[bucket][group] for bucket in small for group in range(wide)]
         table = torch.stack([tail.to(self.dtype) for tail in stacked], dim=1).flatten(0, 1)
         columns = len(stacked)
+        shift = int(len(table) - 1).bit_length()
+        kind = np.int32 if self.d_sae << shift < 2**31 else np.int64
         keys = []
         for number, bucket in enumerate(small):
             bag = self.bags[bucket]
-            sizes = bag.offsets.diff().numpy()
-            place = (np.arange(self.batch)[:, None] * columns + number * wide + np.arange(wide)).ravel()
-            keys.append(bag.latents.numpy() * len(table) + np.repeat(place, sizes))
-        kind = np.int32 if self.d_sae * len(table) < 2**31 else np.int64
-        order = np.concatenate(keys).astype(kind)
+            places = np.arange(self.batch, dtype=kind)[:, None] * columns + number * wide + np.arange(wide, dtype=kind)
+            own = np.repeat(places.ravel(), np.diff(bag.offsets.numpy()))
+            keys.append((self.chosen.hits[bucket].latents.astype(kind) << shift) | own.astype(kind))
+        order = keys[0] if len(keys) == 1 else np.concatenate(keys)
         order.sort()
-        latents, places = np.divmod(order, kind(len(table)))
+        latents, places = order >> shift, order & ((1 << shift) - 1)
         counts = np.bincount(latents, minlength=self.d_sae)
         offsets = np.concatenate(([0], np.cumsum(counts))).astype(kind)
         flat = (places // columns).astype(np.int64) * self.d_sae + latents
-        values = torch.from_numpy(self.chosen.bits.ravel().take(flat)).view(self.dtype)
+        values = torch.from_numpy(self.bits.ravel().take(flat)).view(self.dtype)
         return gathered(torch.from_numpy(places), torch.from_numpy(offsets), values, table, torch.float32)
 
 
-def _merge(bits: Array, plan: Plan) -> tuple[int, bool]:
-    """How many budgets differ on this batch, and whether the last of them takes everything positive."""
+def _merge(bits: Array, plan: Plan) -> tuple[Plan, bool]:
+    """Budgets that differ on this batch, and whether the last of them takes everything positive.
+
+    A budget at or above the largest number of positives selects them all, as does every larger one: they are one level
+    with the sum of their weights.
+    """
     rows, d_sae = bits.shape
     budgets = plan.budgets
     if budgets[-1] * 16 <= d_sae and plan.selection == "row":
-        return len(budgets), False  # not worth counting; a row with fewer positives is handled all the same
+        return plan, False  # not worth counting; a row with fewer positives is handled all the same
     counts = count_positive(bits)
-    most = counts.sum() / rows if plan.selection == "batch" else counts.max()
+    most = -(-int(counts.sum()) // rows) if plan.selection == "batch" else int(counts.max())
     for number, k in enumerate(budgets):
         if k >= most:
-            return number + 1, True
-    return len(budgets), False
+            merged = plan.merged(number + 1)
+            before = budgets[number - 1] if number else 0
+            return replace(merged, budgets=(*budgets[:number], max(most, before + 1))), True
+    return plan, False

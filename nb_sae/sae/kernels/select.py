@@ -19,139 +19,212 @@ from torch import Tensor
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 """Floats that are handled, and the integers that their bits are read as."""
 
+NOTHING = np.iinfo(np.int64).max
+"""Stands for the smallest value where there is none."""
+
 Array = np.ndarray[Any, Any]
+
+
+BLOCK_ROWS = 64
+"""Rows handled at once, so that what is made of them stays in the second-level cache."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The latents that one bucket selects.
+
+    Attributes:
+        latents: Latent numbers, row after row, ascending within a row where widths are nested.
+        values: Bits of their values; 0 stands for a place that is left empty.
+        edges: `(batch + 1,)` where rows begin.
+    """
+
+    latents: Array
+    values: Array
+    edges: Array
 
 
 @dataclass(frozen=True)
 class Selected:
-    """Which budget first selects each positive latent.
+    """Nested selection with exactly k positive latents per row (or k · rows in the batch), if there are so many.
 
     Attributes:
-        bits: `(batch, d_sae)` bits of relu(pre).
-        first: `(batch, d_sae)` uint8: the first bucket that selects it; a larger number where it is selected by none
-            or not positive.
-        limits: Smallest positive value selected within each bucket's budget, as bits; 0 where there is none.
+        hits: Latents of each bucket that was asked for as a list.
+        first: `(batch, d_sae)` uint8: the bucket that selects a latent, for the other buckets; else another number.
+        limits: Smallest positive value selected within each budget, as bits; 0 where there is none.
     """
 
-    bits: Array
+    hits: dict[int, Hits]
     first: Array
     limits: list[int]
 
 
-def by_rows(function: Callable[[slice], Any], rows: int) -> list[Any]:
-    """Run a function on blocks of rows, one thread each; it must let go of the interpreter's lock to gain."""
+def by_rows(function: Callable[[slice], Any], rows: int, block: int | None = None) -> list[Any]:
+    """Run a function on blocks of rows in as many threads as torch uses; it gains by letting go of Python's lock."""
     threads = min(torch.get_num_threads(), rows)
-    if threads <= 1:
-        return [function(slice(0, rows))]
     edges = np.linspace(0, rows, threads + 1).astype(int).tolist()
-    blocks = [slice(start, stop) for start, stop in pairwise(edges)]
+    parts = [slice(start, stop) for start, stop in pairwise(edges)]
+
+    def run(part: slice) -> list[Any]:
+        size = block or part.stop - part.start
+        return [function(slice(i, min(i + size, part.stop))) for i in range(part.start, part.stop, size)]
+
+    if threads <= 1:
+        return run(parts[0])
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, blocks))
+        return [result for results in pool.map(run, parts) for result in results]
 
 
 def positive_bits(pre: Tensor) -> Array:
-    """Bits of relu(pre) as integers, 0 where pre is not positive. A NaN becomes the largest number of all."""
-    integers = pre.contiguous().view(BITS[pre.dtype])
-    return integers.clamp_min(0).numpy()
+    """Bits of relu(pre) as integers, 0 where pre is not positive."""
+    return pre.contiguous().view(BITS[pre.dtype]).clamp_min(0).numpy()
 
 
 def count_positive(bits: Array) -> Array:
     """Positive latents of each row."""
-    counts = np.empty(len(bits), dtype=np.int64)
-
-    def block(rows: slice) -> None:
-        counts[rows] = np.count_nonzero(bits[rows], axis=1)
-
-    by_rows(block, len(bits))
-    return counts
+    return np.concatenate(by_rows(lambda rows: np.count_nonzero(bits[rows], axis=1), len(bits), BLOCK_ROWS))
 
 
-def select(bits: Array, budgets: Sequence[int], *, everything: bool, batch: bool) -> Selected:
-    """Nested selection with exactly k latents per row (or k · rows in the batch) in every budget.
+def select(
+    bits: Array, budgets: Sequence[int], *, listed: Sequence[int], everything: bool, batch: bool, ascending: bool
+) -> Selected:
+    """Nested selection; of equal values the earlier latent is taken.
 
-    Of equal values the earlier latent is taken. `everything`: the last budget takes all that is positive.
+    Args:
+        bits: What `positive_bits` gives.
+        budgets: Ascending.
+        listed: Buckets that are wanted as lists; the others are marked in `first`.
+        everything: The last budget takes all that is positive, however much that is.
+        batch: Budgets hold for the batch, not for each row.
+        ascending: Lists ascend within a row.
     """
-    rows, d_sae = bits.shape
-    bounded = list(budgets[:-1] if everything else budgets)
-    first = np.full(bits.shape, len(budgets), dtype=np.uint8)
-    lines, marks = (bits.reshape(1, -1), first.reshape(1, -1)) if batch else (bits, first)
-    counts = [k * rows for k in bounded] if batch else bounded
-    # Value and latent in one integer: no two are equal, so that thresholds settle ties too.
-    keyed = not batch and bits.itemsize == 2 and d_sae <= 2**16
-    work = _mark_keyed if keyed else _mark_by_value
+    none = len(budgets)
+    first = np.empty(bits.shape if batch or len(listed) < none else (0, 0), dtype=np.uint8)
+    if batch:
+        limits = _by_value(bits, first, budgets, everything)
+        hits = {bucket: _found(bits, first, bucket) for bucket in listed}
+        return Selected(hits, first, _limits([limits]))
+    added = {bucket: budgets[bucket] - (budgets[bucket - 1] if bucket else 0) for bucket in listed}
+    latents = {bucket: np.empty((len(bits), many), dtype=np.int32) for bucket, many in added.items()}
+    values = {bucket: np.empty((len(bits), many), dtype=bits.dtype) for bucket, many in added.items()}
+    work = _Rows(bits, first, budgets, everything, ascending, latents, values)
+    limits = _limits(by_rows(work, len(bits), BLOCK_ROWS))
+    edges = {bucket: np.arange(len(bits) + 1) * many for bucket, many in added.items()}
+    return Selected({b: Hits(latents[b].ravel(), values[b].ravel(), edges[b]) for b in listed}, first, limits)
 
-    def block(part: slice) -> list[int]:
-        here, there = lines[part], marks[part]
-        if everything:
-            np.subtract(there, here > 0, out=there, casting="unsafe")
-        return work(here, there, counts)
 
-    found = np.array(by_rows(block, len(lines)), dtype=np.int64)
-    limits = found.min(axis=0, initial=np.iinfo(np.int64).max).tolist()
-    if everything:
-        limits.append(_smallest(bits))
-    largest = np.iinfo(np.int64).max
-    return Selected(bits, first, [0 if limit == largest else int(limit) for limit in limits])
+def _limits(found: Sequence[Sequence[int]]) -> list[int]:
+    return [least if least < NOTHING else 0 for least in (min(column) for column in zip(*found, strict=True))]
 
 
 def _smallest(bits: Array) -> int:
-    """The smallest number above 0; the largest int64 if there is none."""
-    wrapped = bits.view(np.dtype(f"u{bits.itemsize}")) - 1  # 0 becomes the largest of all
+    """The smallest number above 0; NOTHING if there is none."""
+    wrapped = bits.view(np.dtype(f"u{bits.itemsize}")) - np.dtype(f"u{bits.itemsize}").type(1)  # 0 becomes the largest
     least = int(wrapped.min()) + 1
-    return least if least <= np.iinfo(bits.dtype).max else np.iinfo(np.int64).max
+    return least if least <= np.iinfo(bits.dtype).max else NOTHING
 
 
-def _mark_keyed(bits: Array, first: Array, counts: Sequence[int]) -> list[int]:
-    """Mark buckets of each row, from keys that hold value and latent; gives the smallest value of each budget."""
-    if not counts:
-        return []
-    d_sae = bits.shape[1]
-    keys = np.left_shift(bits, 16, dtype=np.int32)
-    keys |= np.arange(d_sae - 1, -1, -1, dtype=np.int32)
-    limits: dict[int, Array] = {}
-    ordered, low = keys.copy(), 0
-    for k in sorted(counts, reverse=True):  # each partition works on what the one before it kept
-        if k < d_sae:
-            ordered[:, low:].partition(d_sae - k - low, axis=1)
-            low = d_sae - k
-            limits[k] = ordered[:, low].copy()
-        else:
-            limits[k] = np.zeros(len(bits), dtype=np.int32)
-    smallest = []
-    for k in counts:
-        first -= keys >= np.maximum(limits[k], 1 << 16)[:, None]
-        smallest.append(_least(limits[k] >> 16, bits))
-    return smallest
+class _Rows:
+    """Selection in one block of rows. Value and latent make one integer: none are equal, so thresholds settle ties."""
+
+    def __init__(
+        self,
+        bits: Array,
+        first: Array,
+        budgets: Sequence[int],
+        everything: bool,
+        ascending: bool,
+        latents: dict[int, Array],
+        values: dict[int, Array],
+    ) -> None:
+        self.bits, self.first, self.budgets = bits, first, budgets
+        self.everything, self.ascending = everything, ascending
+        self.latents, self.values = latents, values
+        d_sae = bits.shape[1]
+        self.shift = 16 if bits.itemsize == 2 and d_sae <= 2**16 else 32
+        self.kind = np.int32 if self.shift == 16 else np.int64
+        self.numbers = np.arange(d_sae - 1, -1, -1, dtype=self.kind)
+
+    def __call__(self, rows: slice) -> list[int]:
+        budgets, d_sae = self.budgets, self.bits.shape[1]
+        bits, none = self.bits[rows], len(budgets)
+        marked = [bucket for bucket in range(none) if bucket not in self.latents]
+        keys = np.left_shift(bits, self.shift, dtype=self.kind)
+        keys |= self.numbers
+        ordered, low = keys.copy() if marked else keys, 0
+        edges = np.zeros((none, len(bits)), dtype=self.kind)  # the smallest key of each budget
+        for bucket in reversed(range(none)):
+            if self.everything and bucket == none - 1 and bucket in marked:
+                continue  # no partition: its edge is the smallest positive value
+            if budgets[bucket] < d_sae:  # each partition works on what the one before it kept
+                place = d_sae - budgets[bucket]
+                ordered[:, low:].partition(place - low, axis=1)
+                low = place
+                edges[bucket] = ordered[:, low]
+        for bucket in self.latents:
+            stop = d_sae - (budgets[bucket - 1] if bucket else 0)
+            self._write(bucket, rows, ordered[:, d_sae - budgets[bucket] : stop])
+        if marked:
+            first = self.first[rows]
+            first.fill(none)
+            for bucket in marked:
+                mine = keys >= np.maximum(edges[bucket], 1 << self.shift)[:, None]
+                if bucket:
+                    mine &= keys < edges[bucket - 1][:, None]
+                first -= mine.view(np.uint8) * np.uint8(none - bucket)
+        return [self._least(edges[bucket] >> self.shift, bits) for bucket in range(none)]
+
+    def _write(self, bucket: int, rows: slice, keys: Array) -> None:
+        shift = self.shift
+        latents = self.bits.shape[1] - 1 - (keys & ((1 << shift) - 1))
+        values = keys >> shift
+        if self.ascending:
+            pairs = (latents << shift) | values
+            pairs.sort(axis=1)
+            latents, values = pairs >> shift, pairs & ((1 << shift) - 1)
+        self.latents[bucket][rows] = latents
+        self.values[bucket][rows] = values
+
+    @staticmethod
+    def _least(limit: Array, bits: Array) -> int:
+        """Smallest positive value selected: the threshold, or in rows with too few, the smallest positive one."""
+        least = int(limit.min())
+        if least > 0:
+            return least
+        closed = limit[limit > 0]
+        least = int(closed.min()) if len(closed) else NOTHING
+        return min(least, _smallest(bits[limit == 0]))
 
 
-def _mark_by_value(bits: Array, first: Array, counts: Sequence[int]) -> list[int]:
-    """The same from the values alone; positions that tie at a threshold are looked at one by one."""
-    size = bits.shape[1]
-    limits: dict[int, Array] = {}
-    ordered, low = bits.copy() if counts else bits, 0
-    for k in sorted(counts, reverse=True):
-        if k < size:
-            ordered[:, low:].partition(size - k - low, axis=1)
-            low = size - k
-        limits[k] = ordered[:, size - min(k, size)].copy()
-    smallest = []
-    for k in counts:
-        limit = limits[k]
-        mine = bits >= np.maximum(limit, 1)[:, None]
-        bounded = limit > 0
-        surplus = np.count_nonzero(mine, axis=1) - k
-        if np.any(surplus[bounded] > 0):
-            for row in np.flatnonzero(bounded & (surplus > 0)):
-                ties = np.flatnonzero(bits[row] == limit[row])
-                mine[row, ties[len(ties) - surplus[row] :]] = False
-        first -= mine
-        smallest.append(_least(limit, bits))
-    return smallest
+def _by_value(bits: Array, first: Array, budgets: Sequence[int], everything: bool) -> list[int]:
+    """Mark the buckets of a whole batch from the values alone; what ties at a threshold is looked at one by one."""
+    rows, none = len(bits), len(budgets)
+    first.fill(none)
+    flat, marks = bits.ravel(), first.ravel()
+    bounded = [bucket for bucket in range(none) if not (everything and bucket == none - 1)]
+    positive = flat[flat > 0]
+    limits = [NOTHING] * none
+    ordered, low = positive.copy(), 0
+    cuts: dict[int, int] = {}
+    for bucket in reversed(bounded):
+        place = len(positive) - budgets[bucket] * rows
+        if place > 0:
+            ordered[low:].partition(place - low)
+            low = place
+            cuts[bucket] = int(ordered[low])
+    for bucket in range(none):
+        cut = cuts.get(bucket)
+        mine = flat >= (1 if cut is None else cut)
+        if cut is not None:
+            surplus = int(np.count_nonzero(mine)) - budgets[bucket] * rows
+            mine[np.flatnonzero(flat == cut)[::-1][:surplus]] = False
+        limits[bucket] = _smallest(bits) if cut is None else cut
+        np.subtract(marks, mine.view(np.uint8), out=marks)
+    return limits
 
 
-def _least(limit: Array, bits: Array) -> int:
-    """Smallest positive value selected: the threshold, or in rows that have too few, the smallest positive one."""
-    open_rows = limit == 0
-    closed = limit[~open_rows].min(initial=np.iinfo(limit.dtype).max) if not open_rows.all() else None
-    least = np.iinfo(np.int64).max if closed is None else int(closed)
-    return min(least, _smallest(bits[open_rows])) if open_rows.any() else least
+def _found(bits: Array, first: Array, bucket: int) -> Hits:
+    flat = np.flatnonzero(first == bucket)
+    rows, d_sae = bits.shape
+    edges = np.searchsorted(flat, np.arange(rows + 1) * d_sae)
+    return Hits((flat % d_sae).astype(np.int32), bits.ravel().take(flat), edges)
