@@ -15,6 +15,7 @@ from nb_sae.store import files
 from nb_sae.store import manifest as manifests
 from nb_sae.store.collect import CollectOptions, collect_sites, site_folders
 from nb_sae.store.importing import Imported, import_file, import_tensor
+from nb_sae.store.ranks import Rank
 from nb_sae.store.reading import ShardReader, TensorReader
 from nb_sae.store.view import StoredRows, TableFiles, TableFrames
 from nb_sae.types import HookedModel, Inputs, Site, Tokens
@@ -35,7 +36,7 @@ class ActivationStore(StoredRows):
         cls, model: HookedModel, inputs: Inputs, *, site: str, path: str | Path, tokens: Tokens = "all",
         dtype: str = "float16", batch_inputs: int | None = None, workers: int | None = None,
         inputs_per_shard: int | None = None, special_tokens: bool = False, overwrite: bool = False,
-        progress: bool = True,
+        progress: bool = True, rank: int | None = None, world: int | None = None,
     ) -> ActivationStore: ...  # fmt: skip
 
     @overload
@@ -44,7 +45,7 @@ class ActivationStore(StoredRows):
         cls, model: HookedModel, inputs: Inputs, *, site: list[str] | tuple[str, ...], path: str | Path,
         tokens: Tokens = "all", dtype: str = "float16", batch_inputs: int | None = None, workers: int | None = None,
         inputs_per_shard: int | None = None, special_tokens: bool = False, overwrite: bool = False,
-        progress: bool = True,
+        progress: bool = True, rank: int | None = None, world: int | None = None,
     ) -> dict[str, ActivationStore]: ...  # fmt: skip
 
     @classmethod
@@ -63,6 +64,8 @@ class ActivationStore(StoredRows):
         special_tokens: bool = False,
         overwrite: bool = False,
         progress: bool = True,
+        rank: int | None = None,
+        world: int | None = None,
     ) -> ActivationStore | dict[str, ActivationStore]:
         """Run the model over the inputs once and store the rows of one site or of several.
 
@@ -83,12 +86,17 @@ class ActivationStore(StoredRows):
             special_tokens: Keep the rows of BOS, EOS and the like of texts.
             overwrite: Replace a store that is at `path`. Other files are never touched.
             progress: Print the byte budget and show the progress.
+            rank: Number of this process among several that fill one store, each its own shards; every one of them
+                calls `collect` with the same arguments and returns when the store is complete. Default: what torchrun
+                says; give `rank=0, world=1` for a call that one process of several makes alone.
+            world: How many processes there are.
 
         Raises:
             HookError: The site does not exist.
             ConfigError: A setting has no meaning for the site.
             PathExistsError: `path` holds something that is no store.
-            StoreError: `path` holds a store of another request, the disk is too small, or a worker died.
+            StoreError: `path` holds a store of another request or another process is filling it, the disk is too
+                small, a worker died, or another rank did.
             InputError: No input could be read. Single unreadable inputs are skipped, counted and listed in `skipped`.
             NonFiniteError: A row holds NaN or infinity, or does not fit `dtype`.
             NotEnoughMemoryError: The GPU cannot hold a batch.
@@ -101,7 +109,7 @@ class ActivationStore(StoredRows):
         folders = [root] if isinstance(site, str) else site_folders(root, names)
         options = CollectOptions(
             tokens=tokens, dtype=dtype, batch_inputs=batch_inputs, workers=workers, inputs_per_shard=inputs_per_shard,
-            special_tokens=special_tokens, overwrite=overwrite, progress=progress,
+            special_tokens=special_tokens, overwrite=overwrite, progress=progress, rank=Rank.given(rank, world),
         )  # fmt: skip
         collect_sites(model, inputs, sites, folders, options)
         stores = {name: cls.open(folder) for name, folder in zip(names, folders, strict=True)}

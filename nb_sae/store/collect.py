@@ -5,21 +5,20 @@ The work itself is `pipeline`'s.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from nb_sae.errors import ConfigError, InputError, PathExistsError, StoreError
+from nb_sae.machine import readable_bytes
 from nb_sae.store import files
 from nb_sae.store import manifest as manifests
 from nb_sae.store.decoding import Decoder, default_workers, fingerprint, sample_inputs
-from nb_sae.store.pipeline import RunOptions, SiteJob, fill
-from nb_sae.store.reading import readable_bytes
+from nb_sae.store.pipeline import RunOptions, SiteJob, close, fill
+from nb_sae.store.ranks import Lock, Rank, await_manifest, finish_together, locked
 from nb_sae.types import HookedModel, Inputs, Prepared, Site, Tokens
 
 SHARD_BYTES = 256 * 1024 * 1024
@@ -29,7 +28,6 @@ MAX_INPUTS_PER_SHARD = 4096
 IMAGE_SAMPLE, TEXT_SAMPLE = 3, 64
 """Inputs that are looked at before the work starts."""
 TABLE_BYTES_PER_ROW = 8
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +42,7 @@ class CollectOptions:
     special_tokens: bool = False
     overwrite: bool = False
     progress: bool = True
+    rank: Rank = field(default_factory=Rank)
 
     def check(self) -> None:
         """Refuse values that mean nothing.
@@ -61,6 +60,11 @@ class CollectOptions:
                 raise ConfigError(f"{name}={value} is below 1. Leave it out for a default.")
         if self.workers is not None and self.workers < 0:
             raise ConfigError(f"workers={self.workers} is below 0. Give 0 to decode in this process.")
+        if self.overwrite and not self.rank.alone:
+            raise ConfigError(
+                "overwrite=True with several processes: none could tell the old store from the new one. "
+                "Remove the old store first, or give another path."
+            )
 
 
 def collect_sites(
@@ -105,20 +109,38 @@ def collect_sites(
     if not jobs:
         return
     _one_shard_size(jobs)
-    _announce(jobs, dict(zip((site.name for site in sites), per_input, strict=True)), options)
+    if options.rank.number == 0:
+        _announce(jobs, dict(zip((site.name for site in sites), per_input, strict=True)), options)
     workers = options.workers
     if workers is None:
         workers = default_workers(
             inputs.modality, len(inputs), batch_bytes=sample.bytes_per_input * batch_inputs
         )  # fmt: skip
-    with _locked([job.folder for job in jobs]):
-        for job in jobs:
-            (job.folder / manifests.PARTIAL).mkdir(exist_ok=True)
-            manifests.remove_temporaries(job.folder)
-            manifests.write_manifest(job.folder, job.manifest)
-        run = RunOptions(batch_inputs=batch_inputs, workers=workers, show=options.progress)
+    rank = options.rank
+    with locked([job.folder for job in jobs], rank) as locks:
+        for job, lock in zip(jobs, locks, strict=True):
+            manifests.remove_temporaries(job.folder, None if rank.alone else rank.owns)
+            if rank.number:
+                await_manifest(job.folder, lock)
+            if rank.alone or not manifests.is_store(job.folder):
+                manifests.write_manifest(job.folder, job.manifest)
+            else:
+                job.manifest = _joined(job)
+            if not job.manifest.complete:
+                manifests.forget_parts(job.folder, filter(rank.owns, job.missing()))
+        # Another rank may have closed a store since it was looked at.
+        jobs, locks = _incomplete(jobs, locks)
+        if not jobs:
+            return
+        run = RunOptions(batch_inputs=batch_inputs, workers=workers, show=options.progress, owns=rank.owns)
         fill(model, inputs, Decoder(inputs, prepare), jobs, run)
-    _report_skipped(jobs, inputs)
+        if rank.alone:
+            for job in jobs:
+                close(job, inputs)
+        else:
+            finish_together(jobs, rank, locks, lambda job: close(job, inputs))
+    if rank.number == 0:
+        _report_skipped(jobs, inputs)
 
 
 def site_folders(path: Path, names: Sequence[str]) -> list[Path]:
@@ -216,6 +238,29 @@ def _job(request: manifests.Request, folder: Path, shard_inputs: int, options: C
     return SiteJob(folder, request.site, there, parts)
 
 
+def _incomplete(jobs: Sequence[SiteJob], locks: Sequence[Lock]) -> tuple[list[SiteJob], list[Lock]]:
+    left = [(job, lock) for job, lock in zip(jobs, locks, strict=True) if not job.manifest.complete]
+    return [job for job, _ in left], [lock for _, lock in left]
+
+
+def _joined(job: SiteJob) -> manifests.Manifest:
+    """The manifest that lies there, if it is of the same request.
+
+    Raises:
+        StoreError: It is not.
+    """
+    there = manifests.read_manifest(job.folder)
+    differences = there.request.differences(job.manifest.request)
+    if there.inputs_per_shard != job.manifest.inputs_per_shard:
+        differences.append(f"inputs_per_shard ({there.inputs_per_shard} there, {job.manifest.inputs_per_shard} here)")
+    if differences:
+        raise StoreError(
+            f"Another rank is collecting something else into {job.folder}: {'; '.join(differences)}. Call collect with "
+            "the same arguments on every rank."
+        )
+    return there
+
+
 def _one_shard_size(jobs: Sequence[SiteJob]) -> None:
     sizes = {job.manifest.inputs_per_shard for job in jobs}
     if len(sizes) == 1:
@@ -283,30 +328,3 @@ def _report_skipped(jobs: Sequence[SiteJob], inputs: Inputs) -> None:
 def _say(options: CollectOptions, text: str) -> None:
     if options.progress:
         print(text)
-
-
-@contextmanager
-def _locked(folders: Sequence[Path]) -> Iterator[None]:
-    """Keep a second process from filling the same folders. A killed process holds no lock."""
-    held: list[Any] = []
-    try:
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-            held.append((folder / _LOCK).open("w"))
-            if os.name == "posix":
-                import fcntl
-
-                try:
-                    fcntl.lockf(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise StoreError(
-                        f"Another process is collecting into {folder}. Wait for it, or give another path."
-                    ) from None
-                except OSError:
-                    continue  # a file system without locks
-        yield
-    finally:
-        for file in held:
-            file.close()
-            with suppress(OSError):
-                Path(file.name).unlink()

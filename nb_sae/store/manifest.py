@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ ROWS_SCHEMA = pl.Schema({"input_id": pl.UInt32, "token": pl.UInt32})
 INPUTS_SCHEMA = pl.Schema({"input_id": pl.UInt32, "key": pl.String, "status": pl.String, "reason": pl.String})
 
 _SHARD_NAME = re.compile(r"shard-\d{5,}\.safetensors")
+_NUMBERED = re.compile(r"(?:shard|part)-(\d{5,})\.")
 _BEFORE_MANIFEST = re.compile(rf"partial|\.lock|{re.escape(TEMPORARY)}.*")
 _STORE_ENTRY = re.compile(rf"{_SHARD_NAME.pattern}|manifest\.json|(rows|inputs)\.parquet|{_BEFORE_MANIFEST.pattern}")
 
@@ -215,13 +217,18 @@ def shard_file(number: int) -> str:
     return f"shard-{number:05d}.safetensors"
 
 
+def part_file(number: int) -> str:
+    """File name of the note that a shard is finished."""
+    return f"part-{number:05d}.json"
+
+
 def write_part(folder: Path, number: int, part: Part, rows: pl.DataFrame) -> None:
     """Note that a shard is finished. The JSON goes last: without it the shard does not count."""
     place = folder / PARTIAL
     place.mkdir(exist_ok=True)
     write_table(place / f"part-{number:05d}.parquet", rows)
     write_json(
-        place / f"part-{number:05d}.json",
+        place / part_file(number),
         {
             "shard": asdict(part.shard),
             "positions": part.positions,
@@ -252,16 +259,26 @@ def read_parts(folder: Path) -> dict[int, Part]:
     return found
 
 
+def forget_parts(folder: Path, numbers: Iterable[int]) -> None:
+    """Make room for notes of shards that are to be collected, and remove those of shards that were damaged."""
+    place = folder / PARTIAL
+    place.mkdir(exist_ok=True)
+    for number in numbers:
+        (place / part_file(number)).unlink(missing_ok=True)
+
+
 def read_part_rows(folder: Path, number: int) -> pl.DataFrame:
     """`input_id, token` of a finished shard."""
     return pl.read_parquet(folder / PARTIAL / f"part-{number:05d}.parquet")
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed run left half-written."""
+def remove_temporaries(folder: Path, owns: Callable[[int], bool] | None = None) -> None:
+    """Remove what a killed run left half-written; with `owns`, of the shards for which it says so alone."""
     for place in (folder, folder / PARTIAL):
         for path in place.glob(f"{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
+            shard = _NUMBERED.search(path.name)
+            if owns is None or (shard is not None and owns(int(shard[1]))):
+                path.unlink(missing_ok=True)
 
 
 def remove_store(folder: Path) -> None:

@@ -1,9 +1,9 @@
-"""Fill the shards that are still missing, write them behind the model's back, and close the store."""
+"""Fill the shards that are still missing, write them behind the model's back; close a store that is full."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -48,18 +48,19 @@ class RunOptions:
     batch_inputs: int
     workers: int
     show: bool
+    owns: Callable[[int], bool] = lambda shard: True
+    """Which shards this process collects; other processes collect the others."""
 
 
 def fill(model: HookedModel, inputs: Inputs, decoder: Decoder, jobs: Sequence[SiteJob], options: RunOptions) -> None:
-    """Collect every missing shard of every job in one pass, then close the stores.
+    """Collect every missing shard of every job, of those that are this process's, in one pass.
 
     Raises:
-        InputError: No input could be read.
         NonFiniteError: NaN, infinity or an overflow of the stored dtype.
         StoreError: The disk is full, or a worker died. Finished shards are kept.
     """
     per_shard = jobs[0].manifest.inputs_per_shard
-    shards = sorted(set().union(*(job.missing() for job in jobs)))
+    shards = sorted(filter(options.owns, set().union(*(job.missing() for job in jobs))))
     spans = {shard: range(shard * per_shard, min((shard + 1) * per_shard, len(inputs))) for shard in shards}
     schedule = [
         (shard, range(start, min(start + options.batch_inputs, span.stop)))
@@ -68,8 +69,6 @@ def fill(model: HookedModel, inputs: Inputs, decoder: Decoder, jobs: Sequence[Si
     ]
     if schedule:
         _run(model, inputs, decoder, jobs, options, schedule, spans)
-    for job in jobs:
-        close(job, inputs)
 
 
 def _run(
@@ -216,7 +215,11 @@ def _one_length(site: Site, seen: set[int]) -> int:
 
 
 def close(job: SiteJob, inputs: Inputs) -> None:
-    """Write the tables and the manifest of a store whose shards are all finished."""
+    """Write the tables and the manifest of a store whose shards are all finished.
+
+    Raises:
+        InputError: No input could be read.
+    """
     manifest, width = job.manifest, job.site.width
     parts = [job.parts[number] for number in range(manifest.shard_count)]
     skipped = {input_id: reason for part in parts for input_id, reason in part.skipped.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from nb_sae.atomic import FileMark
 from nb_sae.errors import ConfigError, CorruptShardError, NotEnoughMemoryError
+from nb_sae.machine import memory_bytes
 from nb_sae.store.files import DTYPES, check_content, map_tensor
 from nb_sae.store.manifest import Shard
 
@@ -319,14 +319,6 @@ def resident_budget(device: torch.device) -> int:
     return min(int(memory_bytes() * RESIDENT_SHARE), RESIDENT_BYTES_CAP)
 
 
-def memory_bytes() -> int:
-    """Main memory of the machine in bytes; 8 GiB where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 8 * 1024**3
-
-
 def check_fits(rows: int, d_in: int) -> None:
     """Refuse to put more rows into memory at once than the machine can hold."""
     need = rows * d_in * 4
@@ -341,12 +333,3 @@ def check_batch_rows(name: str, value: int) -> None:
     """Refuse a number of rows below 1."""
     if value < 1:
         raise ConfigError(f"{name}={value} is below 1. Give the number of rows of a batch or chunk, for example 4096.")
-
-
-def readable_bytes(size: float) -> str:
-    """A size for a reader."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"

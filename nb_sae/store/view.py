@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nb_sae.atomic import FileMark
 from nb_sae.errors import ConfigError, StoreError, closest
+from nb_sae.machine import readable_bytes
 from nb_sae.store.files import check_content, statistics_of
 from nb_sae.store.manifest import INPUTS_TABLE, ROWS_TABLE
 from nb_sae.store.reading import (
@@ -25,7 +26,6 @@ from nb_sae.store.reading import (
     open_resident,
     open_streamed,
     order_of_epoch,
-    readable_bytes,
     resident_budget,
 )
 from nb_sae.types import HookedModel, Modality, RowStatistics, Site
