@@ -37,31 +37,26 @@ def quality(quality: pl.DataFrame, *, pca: pl.DataFrame | None = None) -> go.Fig
     return pareto({"MSAE": quality}, pca=pca)
 
 
-def pareto(qualities: Mapping[str, pl.DataFrame], *, pca: pl.DataFrame | None = None) -> go.Figure:
-    """FVU against k of several dictionaries side by side, on the same rows."""
-    figure = go.Figure()
+def pareto(qualities: pl.DataFrame | Mapping[str, pl.DataFrame], *, pca: pl.DataFrame | None = None) -> go.Figure:
+    """FVU against the number of active latents, several dictionaries on the same rows.
+
+    Args:
+        qualities: What `nb_sae.compare([…], store)` gives; or frames with `k` and `fvu` by name, as `analysis.quality`.
+        pca: With frames by name: what `nb_sae.pca_quality` gives. `compare` brings PCA along.
+
+    A dictionary at a rule of its own (BatchTopK, JumpReLU, ReLU) is an open star at the L0 that was measured.
+    """
+    if isinstance(qualities, pl.DataFrame):
+        return _comparison(qualities)
+    figure, ks = go.Figure(), set[int]()
     for index, (name, frame) in enumerate(qualities.items()):
-        _require(frame, ("k", "fvu"), "pareto(qualities)", "analysis.quality")
-        figure.add_scatter(
-            x=frame["k"].to_list(),
-            y=frame["fvu"].to_list(),
-            name=name,
-            mode="lines+markers",
-            line={"color": PALETTE[index % len(PALETTE)], "width": 2.5},
-            marker={"size": 9},
-        )
+        _require(frame, ("k", "fvu"), "pareto(qualities)", "nb_sae.compare(…) or analysis.quality by name")
+        _add_line(figure, name, frame, PALETTE[index % len(PALETTE)])
+        ks.update(frame["k"].to_list())
     if pca is not None:
         _require(pca, ("k", "fvu"), "pca", "nb_sae.pca_quality(…)")
-        figure.add_scatter(
-            x=pca["k"].to_list(),
-            y=pca["fvu"].to_list(),
-            name="PCA, k components",
-            mode="lines+markers",
-            line={"color": BASELINE, "width": 2, "dash": "dash"},
-            marker={"size": 8, "symbol": "diamond"},
-        )
-    figure.update_xaxes(type="log", title="k, active latents per row", tickvals=_ticks(qualities), ticktext=None)
-    figure.update_yaxes(type="log", title="FVU")
+        _add_baseline(figure, "PCA, k components", pca)
+    _pareto_axes(figure, sorted(ks))
     return _dressed(figure, "Fraction of variance unexplained at each budget")
 
 
@@ -77,8 +72,58 @@ def density(latents: pl.DataFrame) -> go.Figure:
     return _dressed(figure, f"Density of {alive.height:,} active latents ({dead:,} dead)")
 
 
-def _ticks(qualities: Mapping[str, pl.DataFrame]) -> list[int]:
-    return sorted({k for frame in qualities.values() for k in frame["k"].to_list()})
+def _comparison(frame: pl.DataFrame) -> go.Figure:
+    _require(frame, ("name", "rule", "k", "fvu", "l0"), "pareto(frame)", "nb_sae.compare([…], store)")
+    figure, colour = go.Figure(), 0
+    for name in frame["name"].unique(maintain_order=True):
+        lines = frame.filter(pl.col("name") == name)
+        matched, own = lines.filter(pl.col("rule") != "own"), lines.filter(pl.col("rule") == "own")
+        if name in ("PCA", "PCA (these rows)"):
+            _add_baseline(figure, name, matched)
+            continue
+        _add_line(figure, name, matched, PALETTE[colour % len(PALETTE)])
+        if own.height:
+            figure.add_scatter(
+                x=own["l0"].to_list(),
+                y=own["fvu"].to_list(),
+                name=f"{name}, own rule",
+                mode="markers",
+                marker={"size": 13, "symbol": "star-open", "color": PALETTE[colour % len(PALETTE)]},
+            )
+        colour += 1
+    _pareto_axes(figure, frame["k"].drop_nulls().unique().sort().to_list())
+    rows = f" on {frame['rows'][0]:,} rows" if "rows" in frame.columns and frame.height else ""
+    _dressed(figure, f"Fraction of variance unexplained at the same k{rows}")
+    # Many names are long: below the drawing they do not run into the title.
+    figure.update_layout(height=440, legend={"x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top"})
+    return figure
+
+
+def _add_line(figure: go.Figure, name: str, frame: pl.DataFrame, colour: str) -> None:
+    figure.add_scatter(
+        x=frame["k"].to_list(),
+        y=frame["fvu"].to_list(),
+        name=name,
+        mode="lines+markers",
+        line={"color": colour, "width": 2.5},
+        marker={"size": 9},
+    )
+
+
+def _add_baseline(figure: go.Figure, name: str, frame: pl.DataFrame) -> None:
+    figure.add_scatter(
+        x=frame["k"].to_list(),
+        y=frame["fvu"].to_list(),
+        name=name,
+        mode="lines+markers",
+        line={"color": BASELINE, "width": 2, "dash": "dash"},
+        marker={"size": 8, "symbol": "diamond"},
+    )
+
+
+def _pareto_axes(figure: go.Figure, ks: list[int]) -> None:
+    figure.update_xaxes(type="log", title="k, active latents per row", tickvals=ks, ticktext=None)
+    figure.update_yaxes(type="log", title="FVU")
 
 
 def _dressed(figure: go.Figure, title: str) -> go.Figure:

@@ -109,8 +109,8 @@ def _hungarian(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
         raise MissingDependencyError(
-            "Hungarian matching needs 'scipy', which is not installed. Run: pip install \"nb_sae[baselines]\", or use "
-            "method='greedy'."
+            f"Hungarian matching needs 'scipy', which cannot be imported ({error}). "
+            "Run: pip install \"nb_sae[baselines]\", or use method='greedy'."
         ) from error
     try:
         similarity = (a @ b.T).cpu()

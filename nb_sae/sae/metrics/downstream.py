@@ -163,7 +163,7 @@ def zero_shot(
     return ZeroShot(
         accuracy=float((says == labels).double().mean()),
         accuracy_reconstructed=float((logits_hat.argmax(-1) == labels).double().mean()),
-        accuracy_null=float(torch.bincount(labels).max() / len(labels)),
+        accuracy_null=int(torch.bincount(labels).max()) / len(labels),
         agreement=float((says == logits_hat.argmax(-1)).double().mean()),
         agreement_null=float((says == other.argmax(-1)).double().mean()),
         kl=prediction_kl(logits, logits_hat),

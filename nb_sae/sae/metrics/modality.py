@@ -121,6 +121,10 @@ class _Moved:
         moved = (x - self.mean) * self.scale + self.trained
         return self.dictionary.encode(moved, k, sparse=True) if sparse else self.dictionary.encode(moved, k)
 
+    def reconstruct(self, x: Tensor, k: int | None = None) -> Tensor:
+        moved = (x - self.mean) * self.scale + self.trained
+        return (self.dictionary.reconstruct(moved, k) - self.trained) / self.scale + self.mean
+
     def decode(self, latents):
         return (self.dictionary.decode(latents) - self.trained) / self.scale + self.mean
 

@@ -166,7 +166,7 @@ def probe_fidelity(
         agreement_null=float((says == other.argmax(-1)).double().mean()),
         accuracy=float((says == labels).double().mean()),
         accuracy_reconstructed=float((says_hat == labels).double().mean()),
-        accuracy_null=float(torch.bincount(labels).max() / len(labels)),
+        accuracy_null=int(torch.bincount(labels).max()) / len(labels),
         rows=len(x),
     )
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nb_sae.errors import ShapeError
 from nb_sae.sae.metrics.reconstruction import RunningQuality
-from nb_sae.sae.metrics.rows import CHUNK_ROWS, Coder, Rows, check_ks, chunks_of, decode_at
+from nb_sae.sae.metrics.rows import CHUNK_ROWS, Coder, Rows, check_ks, check_same_site, chunks_of, decode_at
 
 RECOVERY = pl.Schema(
     {
@@ -62,6 +62,7 @@ class Meter:
     """What one dictionary makes of rows that come in chunks, at each k and, if asked, at its own trained rule."""
 
     def __init__(self, coder: Coder, ks: Sequence[int], *, own_rule: bool = False) -> None:
+        check_same_site(coder)
         self.coder = coder
         self.ks = check_ks(ks, coder.d_sae)
         self.own_rule = own_rule
@@ -81,13 +82,14 @@ class Meter:
         x = rows.to(self.coder.device)
         values, indices = self.coder.encode(x, self.ks[-1], sparse=True)
         active = values != 0
-        x_hats = decode_at(self.coder, values, indices, self.ks)
+        x_hats = decode_at(self.coder, x, values, indices, self.ks)
         counts = [active[:, :k].sum(-1) for k in self.ks]
         for level, k in enumerate(self.ks):
             self._used[level][indices[:, :k][active[:, :k]]] = True
         if self.own_rule:
             latents = self.coder.encode(x)
-            x_hats.append(self.coder.decode(latents))
+            whole = getattr(self.coder, "row_norm", None) is not None
+            x_hats.append(self.coder.reconstruct(x) if whole else self.coder.decode(latents))  # pyright: ignore
             counts.append((latents != 0).sum(-1))
             self._used[-1] |= (latents != 0).any(0)
         self._quality.add(x, x_hats, counts)

@@ -89,8 +89,18 @@ def check_ks(ks: Sequence[int], d_sae: int) -> tuple[int, ...]:
     return chosen
 
 
-def decode_at(coder: Coder, values: Tensor, indices: Tensor, ks: Sequence[int]) -> list[Tensor]:
-    """One reconstruction for each k from latents in their order, each latent decoded once."""
-    if getattr(coder, "row_norm", None):  # what is undone per row is not a sum over latents
-        return [coder.decode((values[:, :k], indices[:, :k])) for k in ks]
+def decode_at(coder: Coder, x: Tensor, values: Tensor, indices: Tensor, ks: Sequence[int]) -> list[Tensor]:
+    """One reconstruction of `x` for each k from latents in their order, each latent decoded once."""
+    if getattr(coder, "row_norm", None):  # the norm of a row is not in its latents, so they alone do not give x̂
+        return [coder.reconstruct(x, k) for k in ks]  # pyright: ignore[reportAttributeAccessIssue]
     return nested_decode(values, indices, coder.W_dec, coder.b_dec, ks)
+
+
+def check_same_site(coder: Coder) -> None:
+    """Refuse a transcoder: its reconstructions are of other rows than it reads. Raises `ConfigError`."""
+    target = getattr(coder, "target", None)
+    if target is not None or coder.W_dec.shape[1] != coder.d_in:
+        raise ConfigError(
+            f"This is a transcoder (width {coder.d_in} to {coder.W_dec.shape[1]}, target {target!r}): it does not "
+            "reconstruct the rows that it reads. Measure it with fvu(y, transcoder.reconstruct(x))."
+        )
