@@ -18,9 +18,10 @@ from nb_sae.errors import (
     NotEnoughMemoryError,
     StoreError,
 )
-from nb_sae.store import ActivationStore, reading
+from nb_sae.store import ActivationStore, order, reading
 from nb_sae.store.files import merge_statistics, statistics_of
-from nb_sae.store.reading import Selection, ShuffledOrder
+from nb_sae.store.order import ShuffledOrder
+from nb_sae.store.reading import Selection
 from nb_sae.types import ActivationSource
 
 
@@ -192,17 +193,17 @@ def test_more_rows_than_memory_holds_are_refused(numbered, monkeypatch):
     epoch=st.integers(0, 2),
 )  # fmt: skip
 def test_an_epoch_visits_every_row_once_whatever_the_sizes(rows, block, blocks, seed, epoch):
-    order = ShuffledOrder(rows, seed=seed, epoch=epoch, block_rows=block, buffer_rows=block * blocks)
-    seen = np.concatenate([order.row_numbers(number) for number in range(order.buffers)])
+    shuffled = ShuffledOrder(rows, seed=seed, epoch=epoch, block_rows=block, buffer_rows=block * blocks)
+    seen = np.concatenate([shuffled.row_numbers(number) for number in range(shuffled.buffers)])
     assert sorted(seen.tolist()) == list(range(rows))
-    assert order.starts.tolist() == np.cumsum(
-        [0, *(len(order.row_numbers(number)) for number in range(order.buffers))]
+    assert shuffled.starts.tolist() == np.cumsum(
+        [0, *(len(shuffled.row_numbers(number)) for number in range(shuffled.buffers))]
     ).tolist()  # fmt: skip
 
 
 def tiny_buffers(monkeypatch) -> None:
-    monkeypatch.setattr(reading, "BLOCK_BYTES", 16 * 16)
-    monkeypatch.setattr(reading, "BUFFER_BYTES", 100 * 16)
+    monkeypatch.setattr(order, "BLOCK_BYTES", 16 * 16)
+    monkeypatch.setattr(order, "BUFFER_BYTES", 100 * 16)
 
 
 def test_resident_and_streamed_batches_are_the_same(numbered, monkeypatch):
@@ -234,12 +235,12 @@ def test_batches_give_every_row_once_but_the_last_partial_batch(folder, monkeypa
 
 
 def test_order_depends_on_seed_and_epoch_alone(numbered):
-    def order(seed: int, epoch: int) -> list[float]:
+    def seen(seed: int, epoch: int) -> list[float]:
         return torch.cat(list(numbered.batches(100, seed=seed, epoch=epoch)))[:, 0].tolist()
 
-    assert order(0, 0) == order(0, 0)
-    assert len({tuple(order(seed, epoch)) for seed in (0, 1, -1) for epoch in (0, 1)}) == 6
-    correlation = np.corrcoef(order(0, 0), np.arange(1000))[0, 1]
+    assert seen(0, 0) == seen(0, 0)
+    assert len({tuple(seen(seed, epoch)) for seed in (0, 1, -1) for epoch in (0, 1)}) == 6
+    correlation = np.corrcoef(seen(0, 0), np.arange(1000))[0, 1]
     assert abs(correlation) < 0.15
 
 
@@ -269,8 +270,8 @@ def test_a_store_shorter_than_a_batch_gives_one_batch_of_all(numbered):
 
 
 def test_streaming_reads_ahead_one_buffer_and_never_holds_the_store(folder, monkeypatch):
-    monkeypatch.setattr(reading, "BLOCK_BYTES", 16 * 16)
-    monkeypatch.setattr(reading, "BUFFER_BYTES", 48 * 16)
+    monkeypatch.setattr(order, "BLOCK_BYTES", 16 * 16)
+    monkeypatch.setattr(order, "BUFFER_BYTES", 48 * 16)
     store = ActivationStore.open(folder)
     store.resident_bytes = 0
     read = store._reader.read_range
@@ -292,8 +293,8 @@ def test_peak_memory_of_streaming_does_not_grow_with_the_store(tmp_path, monkeyp
     import tracemalloc
 
     # torch's own memory is not traced, so the buffers are counted where they are made.
-    monkeypatch.setattr(reading, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(reading, "BUFFER_BYTES", 64 * 1024)
+    monkeypatch.setattr(order, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(order, "BUFFER_BYTES", 64 * 1024)
     peaks = []
     made: list[int] = []
     empty = torch.empty

@@ -17,17 +17,8 @@ from nb_sae.errors import ConfigError, StoreError, closest
 from nb_sae.machine import readable_bytes
 from nb_sae.store.files import check_content, statistics_of
 from nb_sae.store.manifest import INPUTS_TABLE, ROWS_TABLE
-from nb_sae.store.reading import (
-    RowReader,
-    Selection,
-    check_batch_rows,
-    check_fits,
-    iterate_batches,
-    open_resident,
-    open_streamed,
-    order_of_epoch,
-    resident_budget,
-)
+from nb_sae.store.order import iterate_batches, open_resident, open_streamed, order_of_epoch
+from nb_sae.store.reading import RowReader, Selection, check_batch_rows, check_fits, check_share, resident_budget
 from nb_sae.types import HookedModel, Modality, RowStatistics, Site
 
 STATISTICS_ROWS = 65_536
@@ -169,7 +160,14 @@ class StoredRows:
         return self._reader.read(self._selection.base(numbers)).float()
 
     def batches(
-        self, batch_rows: int, *, seed: int, epoch: int = 0, skip: int = 0, device: Any = "cpu"
+        self,
+        batch_rows: int,
+        *,
+        seed: int,
+        epoch: int = 0,
+        skip: int = 0,
+        device: Any = "cpu",
+        share: tuple[int, int] = (0, 1),
     ) -> Iterator[Tensor]:
         """Shuffled full batches `(batch_rows, d_in)` of one epoch, float32 on the device.
 
@@ -182,10 +180,16 @@ class StoredRows:
             epoch: Each has its own order.
             skip: Batches to leave out at the start, without reading them.
             device: Where the batches are wanted.
+            share: `(i, n)` gives every n-th row of each batch, from the i-th on, `(batch_rows / n, d_in)`: what process
+                i of n trains on. Of a large store about an n-th is read, and by no other process.
+
+        Raises:
+            ConfigError: `batch_rows` is below 1, or cannot be shared out evenly.
         """
         check_batch_rows("batch_rows", batch_rows)
+        check_share(min(batch_rows, len(self)), share)
         place = torch.device(device)
-        order = order_of_epoch(len(self), row_bytes=self._row_bytes, seed=seed, epoch=epoch)
+        order = order_of_epoch(len(self), row_bytes=self._row_bytes, seed=seed, epoch=epoch, share=share)
         budget = self.resident_bytes if self.resident_bytes is not None else resident_budget(place)
         held = self._is_resident(place) or (self._reader.in_memory and not self._view and place.type == "cpu")
         if held or self.nbytes <= budget:
