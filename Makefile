@@ -10,16 +10,22 @@ PY := $(BIN)/python
 PYTEST := $(PY) -m pytest
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
+PEERS := .venv-peers
+COMPAT := .venv-compat
+# What the oldest versions are tried on: the parts that lean on other packages.
+COMPAT_TESTS := tests/test_widgets.py tests/test_widgets_wire.py tests/test_lm.py tests/test_demo_lm.py tests/test_clip.py \
+	tests/test_hooks.py tests/test_sae.py tests/test_formats.py tests/test_store_read.py tests/test_store_collect.py \
+	tests/test_store_models.py tests/test_analysis.py
 TEST_STEPS := lint types contracts js unit notebooks wheel browser
 
 # Tests work without a network; a name that would have to be fetched fails instead of waiting.
 unit notebooks wheel browser screenshots: export HF_HUB_OFFLINE := 1
 unit notebooks wheel browser screenshots bench: export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help setup widgets demo test lint format types contracts js unit notebooks wheel browser bench screenshots clean
+.PHONY: help setup widgets demo test lint format types contracts js unit notebooks wheel browser bench screenshots clean peers-env test-peers test-compat
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(PY):
 	@python=$$(scripts/find_python.sh) && echo "creating $(VENV) with $$python" && "$$python" -m venv $(VENV)
@@ -83,6 +89,20 @@ screenshots: browser ## the browser tests leave pictures of both themes in .scre
 
 bench: $(DEV_STAMP) widgets ## measure what the bounds promise
 	@for file in benchmarks/*.py; do scripts/step.sh $$file $(PY) $$file || exit 1; done
+
+peers-env: $(PEERS)/.installed ## make .venv-peers with the other libraries
+
+$(PEERS)/.installed: scripts/peers_env.sh
+	@scripts/peers_env.sh
+
+test-peers: $(DEV_STAMP) $(PEERS)/.installed ## read the other libraries' files and have them read ours
+	nice -n 5 $(PYTEST) -q -s tests/peers/check_peers.py
+
+$(COMPAT)/.installed: scripts/compat_env.sh pyproject.toml
+	@scripts/compat_env.sh $(OLDEST)
+
+test-compat: widgets $(COMPAT)/.installed ## the tests of widgets, models, sae and store on the oldest versions we allow
+	HF_HUB_OFFLINE=1 JUPYTER_PLATFORM_DIRS=1 PYTHONPATH=. nice -n 5 $(COMPAT)/bin/python -m pytest -q $(COMPAT_TESTS)
 
 clean: ## remove what was built and installed
 	rm -rf $(VENV) build dist widgets_js/node_modules .screens .pytest_cache .ruff_cache .hypothesis

@@ -311,7 +311,7 @@ def recalled(about: Any, rule: str, k: int | None) -> dict[str, Any]:
     budgets = tuple(about.get("budgets") or ())
     if rule == "top_k" and k is not None and about.get("sparsity") in BUDGETED:
         kept["budgets"] = (*(b for b in budgets if b < k), k)
-    elif rule == "jump_relu" and about.get("sparsity") == "batch_top_k":
+    elif rule in ("jump_relu", "batch_top_k") and about.get("sparsity") == "batch_top_k":
         kept |= {"sparsity": "batch_top_k", "budgets": budgets or None}
     return kept
 
@@ -342,7 +342,7 @@ def new_file(path: Path, *, overwrite: bool) -> Path:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors into one file, whole or not at all."""
-    content = safetensors_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    content = safetensors_bytes(_own_storage(dict(tensors)))
     write_atomically(path, [content])
 
 

@@ -93,7 +93,7 @@ def load_dictionary(
     if unit_rows:
         dictionary = with_unit_rows(dictionary)
     if verbose:
-        print(f"{found.path.name}: read as {found.format}: {dictionary}")
+        print(f"{source}: read as {found.format}: {dictionary}")
     return dictionary if str(device) == "cpu" else dictionary.to(device)
 
 

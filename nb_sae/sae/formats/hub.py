@@ -10,15 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nb_sae.errors import ConfigError, InputError, InputNotFoundError, PathExistsError
+from nb_sae.errors import ConfigError, FormatError, InputError, InputNotFoundError, PathExistsError
 
 if TYPE_CHECKING:
     from nb_sae.sae.dictionary import Dictionary
     from nb_sae.sae.formats.door import Format
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = ("*.json", "*.safetensors", "*.pt", "*.pth", "*.pkl")
+_SUFFIXES = (".json", ".safetensors", ".pt", ".pth", ".pkl")
 CARD = "README.md"
+_OWN = "dictionary-*.safetensors"
 
 
 def looks_like_a_repository(source: str | os.PathLike[str]) -> bool:
@@ -27,16 +28,42 @@ def looks_like_a_repository(source: str | os.PathLike[str]) -> bool:
 
 
 def download(repo_id: str, *, revision: str | None = None, subfolder: str | None = None) -> Path:
-    """The folder of a repository on this machine, fetched if it is not in the cache; only settings and weights.
+    """The folder of a repository on this machine, with the settings and weights of one dictionary.
+
+    Only the files of `subfolder`, or of the repository's first level, are fetched: some repositories hold hundreds of
+    dictionaries.
 
     Raises:
         InputNotFoundError: no such repository, revision or subfolder, or no network.
+        FormatError: no subfolder was given and there are several.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    patterns: list[str] = [f"{subfolder}/{name}" if subfolder else name for name in _FILES]
     with _clear_errors(repo_id, revision, "read"):
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+        try:
+            names = HfApi().list_repo_files(repo_id, revision=revision)
+        except OfflineModeIsEnabled:
+            return Path(snapshot_download(repo_id, revision=revision))  # what the cache has
+        wanted = _choose(repo_id, [name for name in names if name.endswith(_SUFFIXES)], subfolder)
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted))
+
+
+def _choose(repo_id: str, names: list[str], subfolder: str | None) -> list[str]:
+    """Files of one dictionary among those of a repository."""
+    folders = sorted({name.rpartition("/")[0] for name in names if "/" in name and name.endswith(".json")})
+    shown = ", ".join(map(repr, folders[:8])) + (f" and {len(folders) - 8} more" if len(folders) > 8 else "")
+    if subfolder is not None:
+        wanted = [name for name in names if name.startswith(subfolder.rstrip("/") + "/")]
+        if not wanted:
+            raise InputNotFoundError(f"{repo_id} holds no {subfolder!r}. It holds {shown or ', '.join(names)}.")
+        return wanted
+    first = [name for name in names if "/" not in name]
+    if any(not name.endswith(".json") for name in first) or not folders:
+        return first
+    if len(folders) > 1:
+        raise FormatError(f"{repo_id} holds several dictionaries: {shown}. Choose one with subfolder=.")
+    return [name for name in names if name.startswith(folders[0] + "/")]
 
 
 def push_to_hub(
@@ -82,8 +109,6 @@ def push_to_hub(
         inside = folder / (subfolder or "")
         is_file = format == "overcomplete"
         export_dictionary(dictionary, inside / "sae.pth" if is_file else inside, format=format, k=k, overwrite=True)
-        if not subfolder:
-            (folder / CARD).write_text(_card(dictionary, repo_id, format), encoding="utf-8")
         if local:
             return _copy(folder, Path(repo_id).expanduser())
         from huggingface_hub import HfApi
@@ -93,10 +118,14 @@ def push_to_hub(
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
+            if not api.file_exists(repo_id, CARD, revision=revision):
+                (folder / CARD).write_text(_card(dictionary, repo_id, format), encoding="utf-8")
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=str(folder),
                 revision=revision,
+                # Weights are named by their content: those of the dictionary before would stay.
+                delete_patterns=[f"{subfolder}/{_OWN}" if subfolder else _OWN] if format == "nb_sae" else None,
                 commit_message=message or f"dictionary of {dictionary.d_sae} latents",
             )
     return str(getattr(commit, "commit_url", commit))
