@@ -11,14 +11,18 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from store_fakes import SMALL, FakeInputs, FakeModel, colours
 
+from nb_sae.sae import sharded
+from nb_sae.sae.distributed import Ranks
 from nb_sae.store import ActivationStore
 
 ITEMS = [*colours(30), None, *colours(10)]
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "PIL.Image", "nb_sae.store"])
+_context.set_forkserver_preload(["torch", "PIL.Image", "nb_sae.store", "nb_sae.sae.session"])
 
 
 def start(function: Callable[..., Any], *arguments: Any, **settings: Any) -> BaseProcess:
@@ -34,3 +38,86 @@ def collect(
     """Collect as one of several ranks."""
     inputs = FakeInputs(ITEMS if items is None else items, seconds=seconds)
     return ActivationStore.collect(FakeModel(), inputs, site="tokens", path=path, rank=rank, world=world, **SMALL)
+
+
+def in_group(work: str, rank: int, world: int, folder: Path, **settings: Any) -> None:
+    """Join a gloo group of CPU processes and run one of the functions below; it saves what it found in the folder."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    try:
+        found = globals()[work](rank, world, **settings)
+        torch.save(found, folder / f"{work}-{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def together(work: str, folder: Path, *, world: int = 2, **settings: Any) -> list[Any]:
+    """Run a function of this module in several processes; what each of them found."""
+    processes = [start(in_group, work, rank, world, folder, **settings) for rank in range(world)]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0, f"a rank of {work} failed"
+    return [torch.load(folder / f"{work}-{rank}.pt") for rank in range(world)]
+
+
+def nested_problem(widths: bool) -> dict[str, Any]:
+    """A small nested loss in float64, where some rows have fewer positive latents than the largest budget."""
+    generator = torch.Generator().manual_seed(0)
+    pre = torch.randn(40, 24, generator=generator, dtype=torch.float64)
+    pre[:5] -= 1.5
+    return {
+        "target": torch.randn(40, 10, generator=generator, dtype=torch.float64),
+        "pre": pre,
+        "W_dec": torch.randn(24, 10, generator=generator, dtype=torch.float64),
+        "b_dec": torch.randn(10, generator=generator, dtype=torch.float64),
+        "row_weights": torch.rand(40, generator=generator, dtype=torch.float64),
+        "budgets": (2, 5, 12),
+        "widths": (6, 15, 24) if widths else None,
+        "level_weights": (torch.arange(1, 10 if widths else 4) / 10).tolist(),
+    }
+
+
+def split_loss(rank: int, world: int, *, widths: bool) -> dict[str, torch.Tensor]:
+    """The sharded nested loss and its gradients, of this rank's latents."""
+    group = Ranks(latent_shares=world)
+    problem = nested_problem(widths)
+    mine = group.latents(24)
+    pre = problem.pop("pre")[:, mine].clone().requires_grad_()
+    W_dec = problem.pop("W_dec")[mine].clone().requires_grad_()
+    b_dec = problem.pop("b_dec").requires_grad_()
+    found = sharded.nested_loss(problem.pop("target"), pre, W_dec, b_dec, group=group, **problem)
+    (3 * found.loss).backward()
+    dead = torch.arange(24) % 5 == 1
+    aux = sharded.dead_latent_loss(found.residual, pre, W_dec, dead[mine], 3, group=group)
+    aux_pre, aux_W = torch.autograd.grad(aux, [pre, W_dec])
+    none = sharded.dead_latent_loss(found.residual, pre, W_dec, torch.zeros_like(dead[mine]), 3, group=group)
+    return {
+        "loss": found.loss.detach(), "errors": found.errors, "residual": found.residual, "fired": found.fired,
+        "thresholds": found.thresholds, "pre": pre.grad, "W_dec": W_dec.grad, "b_dec": b_dec.grad,
+        "aux": aux.detach(), "aux_pre": aux_pre, "aux_W": aux_W, "none": none,
+    }  # fmt: skip
+
+
+def collectives(rank: int, world: int) -> dict[str, Any]:
+    """What the methods of a group of rows × latents give."""
+    group = Ranks(latent_shares=2)
+    parameter = torch.nn.Parameter(torch.full((4, 6), float(rank)))
+    weights = {"W_dec": torch.nn.Parameter(torch.arange(24.0).view(8, 3)), "b_dec": torch.nn.Parameter(torch.zeros(3))}
+    group.split(weights)
+    value = torch.tensor([1.0 * rank], requires_grad=True)
+    average = group.mean(value)
+    average.square().sum().backward()
+    parameter.grad = torch.full((4, 6), float(rank))
+    group.reduce_gradients([parameter])
+    weights["W_dec"].grad, weights["b_dec"].grad = torch.full((4, 3), 1.0 + rank % 2), torch.full((3,), 2.0)
+    group.clip_gradients(weights.values(), 1.0)
+    stops = [group.agree_to_stop(rank == 1 and step >= 3, step) for step in range(1, 40)]
+    return {
+        "share": group.share, "shares": (group.row_shares, group.latent_shares, group.latent_share),
+        "batch": group.batch(torch.tensor([[rank]])), "mean": (average.detach(), value.grad),
+        "any": group.any(torch.tensor([rank == 3, rank == 1, False])), "scalar": group.any(torch.tensor(rank == 2)),
+        "smallest": group.smallest(torch.tensor([float(rank)])), "rows": group.gather_rows(torch.tensor([rank])),
+        "gradient": parameter.grad, "part": weights["W_dec"].detach().clone(),
+        "whole": group.gather_latents(weights["W_dec"], 0), "clipped": (weights["W_dec"].grad, weights["b_dec"].grad),
+        "stops": stops,
+    }  # fmt: skip

@@ -8,7 +8,7 @@ there is one code for a laptop and for many machines. Nothing here knows what a 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,8 @@ from nb_sae.errors import ConfigError, MissingDependencyError
 
 AGREE_EVERY = 16
 """Steps between two exchanges about stopping; on a GPU every exchange waits for the device."""
+LATENT_DIM = {"W_dec": 0, "W_enc": 1, "b_enc": 0, "silent_rows": 1}
+"""The axis along which each tensor of training is split; `b_dec` and what is not named is whole everywhere."""
 
 
 class Group(Protocol):
@@ -34,6 +36,8 @@ class Group(Protocol):
     """Into how many parts the dictionary is split."""
     latent_share: int
     """Which part of the dictionary this process holds."""
+    latent_group: Any
+    """torch.distributed's group of the processes that hold the parts of one dictionary; None for one process."""
 
     @property
     def is_main(self) -> bool:
@@ -52,14 +56,14 @@ class Group(Protocol):
         ...
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean over the row shares. Its gradient is that of the local value, so that `reduce_gradients` makes it exact.
+        """Mean over all processes. Its gradient is that of the local value, so that `reduce_gradients` makes it exact.
 
         Everything that is not linear in the mean over rows needs it: an L0 target, a loss divided by a variance.
         """
         ...
 
     def any(self, mask: Tensor) -> Tensor:
-        """Where a boolean tensor holds on at least one row share: latents that fired, a loss that is not finite."""
+        """Where a boolean tensor holds on at least one row share: latents that fired. A scalar: on any process."""
         ...
 
     def smallest(self, value: Tensor) -> Tensor:
@@ -82,6 +86,14 @@ class Group(Protocol):
 
     def reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Average `.grad` over the row shares. Between the backward pass and anything that reads a gradient."""
+        ...
+
+    def clip_gradients(self, parameters: Iterable[Tensor], largest: float) -> None:
+        """Scale `.grad` so that its norm over all parameters, wherever they are, is at most `largest`."""
+        ...
+
+    def split(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        """Leave of each parameter, by name, the part that this process holds."""
         ...
 
     def sum_over_latents(self, value: Tensor) -> Tensor:
@@ -110,6 +122,7 @@ class Alone:
     """One process: everything is local."""
 
     rank, world, row_shares, latent_shares, latent_share = 0, 1, 1, 1, 0
+    latent_group = None
     is_main = True
     share = (0, 1)
 
@@ -141,6 +154,13 @@ class Alone:
         """See `Group`."""
 
     def reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """See `Group`."""
+
+    def clip_gradients(self, parameters: Iterable[Tensor], largest: float) -> None:
+        """See `Group`."""
+        torch.nn.utils.clip_grad_norm_(parameters, largest)
+
+    def split(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         """See `Group`."""
 
     def sum_over_latents(self, value: Tensor) -> Tensor:
@@ -184,6 +204,7 @@ class Ranks:
         # Every process takes part in making every group, also of those that it is not in.
         by_rows = [list(range(first, self.world, latent_shares)) for first in range(latent_shares)]
         by_latents = [list(range(first, first + latent_shares)) for first in range(0, self.world, latent_shares)]
+        self._whole: set[int] = set()
         self._row_group = _group_of(self.rank, by_rows)
         self.latent_group = _group_of(self.rank, by_latents)
 
@@ -203,19 +224,17 @@ class Ranks:
 
     def mean(self, value: Tensor) -> Tensor:
         """See `Group`."""
-        if self.row_shares == 1:
-            return value
         total = value.detach().clone()
-        dist.all_reduce(total, group=self._row_group)
-        total /= self.row_shares
+        dist.all_reduce(total)
+        total /= self.world
         return value + (total - value.detach()) if value.requires_grad else total
 
     def any(self, mask: Tensor) -> Tensor:
         """See `Group`."""
-        if self.row_shares == 1:
+        if self.row_shares == 1 and mask.ndim:
             return mask
         seen = mask.to(torch.uint8)
-        dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=self._row_group)
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=self._row_group if mask.ndim else None)
         return seen.bool()
 
     def smallest(self, value: Tensor) -> Tensor:
@@ -252,14 +271,48 @@ class Ranks:
 
     def reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         """See `Group`."""
-        if self.row_shares == 1:
+        held = [one for one in parameters if one.grad is not None]
+        if self.row_shares > 1:
+            gradients = [one.grad for one in held if one.grad is not None]
+            waiting = [dist.all_reduce(gradient, group=self._row_group, async_op=True) for gradient in gradients]
+            for work, gradient in zip(waiting, gradients, strict=True):
+                if work is not None:
+                    work.wait()
+                gradient /= self.row_shares
+        for one in held:
+            if self.latent_shares > 1 and one.grad is not None and id(one) in self._whole:
+                dist.all_reduce(one.grad, group=self.latent_group)
+
+    def clip_gradients(self, parameters: Iterable[Tensor], largest: float) -> None:
+        """See `Group`."""
+        held = [one for one in parameters if one.grad is not None]
+        squares = {id(one): one.grad.square().sum() for one in held if one.grad is not None}
+        total = sum((square for one, square in squares.items() if one in self._whole), torch.zeros(()))
+        parts = [square for one, square in squares.items() if one not in self._whole]
+        total = total + (self.sum_over_latents(torch.stack(parts).sum()) if parts else 0)
+        torch.nn.utils.clip_grads_with_norm_(held, largest, total.sqrt())
+
+    def split(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        """See `Group`.
+
+        Raises:
+            ConfigError: a parameter cannot be split.
+        """
+        if self.latent_shares == 1:
             return
-        gradients = [one.grad for one in parameters if one.grad is not None]
-        waiting = [dist.all_reduce(gradient, group=self._row_group, async_op=True) for gradient in gradients]
-        for work, gradient in zip(waiting, gradients, strict=True):
-            if work is not None:
-                work.wait()
-            gradient /= self.row_shares
+        unknown = set(parameters) - {*LATENT_DIM, "b_dec"}
+        if unknown:
+            raise ConfigError(
+                f"latent_shares={self.latent_shares}: a dictionary with {', '.join(sorted(unknown))} cannot be split. "
+                "Use SAEConfig.msae or .topk."
+            )
+        for name, parameter in parameters.items():
+            if name in LATENT_DIM:
+                mine = self.latents(parameter.shape[LATENT_DIM[name]])
+                part = parameter.data.narrow(LATENT_DIM[name], mine.start, mine.stop - mine.start)
+                parameter.data = part.clone()
+            else:
+                self._whole.add(id(parameter))
 
     def sum_over_latents(self, value: Tensor) -> Tensor:
         """See `Group`."""
