@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from nb_sae.errors import ConfigError
 from nb_sae.sae.dictionary import Dictionary
-from nb_sae.sae.formats import FORMATS, export_dictionary
+from nb_sae.sae.formats import FORMATS, export_dictionary, load_dictionary
 from nb_sae.sae.formats.door import Format
 
 D_IN, D_OUT, D_SAE = 8, 6, 24
@@ -83,3 +84,20 @@ def exports(folder: Path, formats: tuple[Format, ...] = FORMATS) -> Iterator[Exp
             except ConfigError:
                 continue
             yield Exported(format, name, dictionary, path)
+
+
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def load(path: Path | str, **options: Any) -> Dictionary:
+    """`load_dictionary` without its words."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return load_dictionary(path, verbose=False, **options)
+
+
+def same_function(a: Dictionary, b: Dictionary) -> None:
+    """Equal latents and reconstructions."""
+    x = rows()
+    torch.testing.assert_close(a.encode(x), b.encode(x), **CLOSE)
+    torch.testing.assert_close(a.reconstruct(x), b.reconstruct(x), **CLOSE)
