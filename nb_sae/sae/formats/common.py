@@ -82,10 +82,9 @@ def read_torch(path: Path, told: Told) -> Any:
     """
     if not path.is_file():
         raise InputNotFoundError(f"{path.parent} holds no {path.name}. Check the path.")
-    content = path.read_bytes()
     try:
         with torch.serialization.safe_globals(_plain_numpy()):
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
         if not told.trust_pickle:
             raise FormatError(
@@ -94,7 +93,7 @@ def read_torch(path: Path, told: Told) -> Any:
                 "from: load_dictionary(…, trust_pickle=True)."
             ) from error
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=False, pickle_module=_lenient_pickle())
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_lenient_pickle())
     except Exception as error:
         raise FormatError(f"{path} cannot be read ({_first_line(error)}). Get the file again.") from error
 
