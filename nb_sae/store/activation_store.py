@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import polars as pl
@@ -17,6 +17,7 @@ from nb_sae.store.collect import CollectOptions, collect_sites, site_folders
 from nb_sae.store.importing import Imported, import_file, import_tensor
 from nb_sae.store.ranks import Rank
 from nb_sae.store.reading import ShardReader, TensorReader
+from nb_sae.store.remote import RemoteShardReader, place_of
 from nb_sae.store.view import StoredRows, TableFiles, TableFrames
 from nb_sae.types import HookedModel, Inputs, Site, Tokens
 
@@ -76,7 +77,8 @@ class ActivationStore(StoredRows):
             model: From `load_clip` or `load_lm`.
             inputs: From `images`, `texts`, `celeba` or `demo_faces`.
             site: A name from `model.hook_names()`, or a list of them for one store per site in folders below `path`.
-            path: Folder of the store; made if it does not exist.
+            path: Folder of the store, made if it does not exist; or an address that fsspec knows, such as
+                `s3://bucket/acts`.
             tokens: "all" rows of an input, "cls" for the prefix tokens only, "patches" for all but prefix and
                 special tokens. Padding is never kept.
             dtype: "float16", "bfloat16" or "float32" on disk. Rows are always given as float32.
@@ -105,7 +107,7 @@ class ActivationStore(StoredRows):
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"site={site!r} should name at least one site, each once. See model.hook_names().")
         sites = [model.site(name, inputs.modality) for name in names]
-        root = Path(path).expanduser()
+        root = place_of(path)
         folders = [root] if isinstance(site, str) else site_folders(root, names)
         options = CollectOptions(
             tokens=tokens, dtype=dtype, batch_inputs=batch_inputs, workers=workers, inputs_per_shard=inputs_per_shard,
@@ -120,7 +122,8 @@ class ActivationStore(StoredRows):
         """Open a complete store. Nothing but the manifest is read until rows are asked for.
 
         Args:
-            path: Folder that `collect` wrote.
+            path: Folder that `collect` wrote, or its address for fsspec; there, ranges of bytes are fetched in place of
+                memory-mapping, and shards are checked by their sizes alone.
             model: If given, the store must be of this model.
 
         Raises:
@@ -128,7 +131,7 @@ class ActivationStore(StoredRows):
             FormatError: Another format or version.
             CorruptShardError: A file is missing or truncated; an altered one is named when it is first read.
         """
-        folder = Path(path).expanduser()
+        folder = place_of(path)
         manifest = manifests.read_manifest(folder)
         request = manifest.request
         if not manifest.complete:
@@ -138,12 +141,12 @@ class ActivationStore(StoredRows):
                 f"({request.site.name} of {request.model}). Call ActivationStore.collect again with the same "
                 "arguments to go on."
             )
-        for shard in manifest.shards:
-            files.check_size(folder / shard.file, shard.bytes)
-        for name in (manifests.ROWS_TABLE, manifests.INPUTS_TABLE):
-            files.check_size(folder / name, manifest.tables[name].bytes)
+        sizes = {shard.file: shard.bytes for shard in manifest.shards}
+        sizes |= {name: manifest.tables[name].bytes for name in (manifests.ROWS_TABLE, manifests.INPUTS_TABLE)}
+        files.check_sizes(folder, sizes)
+        make_reader: Any = ShardReader if isinstance(folder, Path) else RemoteShardReader
         store = cls(
-            ShardReader(folder, manifest.shards, d_in=request.site.width, dtype=request.dtype),
+            make_reader(folder, manifest.shards, d_in=request.site.width, dtype=request.dtype),
             site=request.site,
             model=request.model,
             revision=request.revision,

@@ -293,6 +293,8 @@ def _announce(jobs: Sequence[SiteJob], per_input: dict[str, float], options: Col
         )
         left = 1 - done / max(job.manifest.shard_count, 1)
         need += left * (size + request.inputs * rows * TABLE_BYTES_PER_ROW)
+    if not isinstance(jobs[0].folder, Path):
+        return  # an object store does not say
     free = free_bytes(jobs[0].folder)
     if need > free:
         raise StoreError(

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nb_sae.atomic import TEMPORARY, FileMark, write_json
+from nb_sae.atomic import TEMPORARY, FileMark
 from nb_sae.errors import FormatError, StoreError
-from nb_sae.store.files import DTYPES, mark_of, write_table
+from nb_sae.store.files import DTYPES, is_unaltered, read_table, write_json, write_table
 from nb_sae.types import RowStatistics, Site
 
 FORMAT = "nb_sae.activations"
@@ -249,7 +249,7 @@ def read_parts(folder: Path) -> dict[int, Part]:
             shard = Shard(**content["shard"])
             if shard.file != shard_file(number) or not path.with_suffix(".parquet").exists():
                 continue
-            if mark_of(folder / shard.file) != FileMark(shard.bytes, shard.sha256):
+            if not is_unaltered(folder / shard.file, FileMark(shard.bytes, shard.sha256)):
                 continue
             statistics = RowStatistics(
                 shard.rows, np.asarray(content["mean"], dtype=np.float64), float(content["mean_square_distance"])
@@ -269,7 +269,7 @@ def forget_parts(folder: Path, numbers: Iterable[int]) -> None:
 
 def read_part_rows(folder: Path, number: int) -> pl.DataFrame:
     """`input_id, token` of a finished shard."""
-    return pl.read_parquet(folder / PARTIAL / f"part-{number:05d}.parquet")
+    return read_table(folder / PARTIAL / f"part-{number:05d}.parquet")
 
 
 def remove_temporaries(folder: Path, owns: Callable[[int], bool] | None = None) -> None:

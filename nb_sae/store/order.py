@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,7 +16,6 @@ BUFFER_BYTES = 256 * 1024 * 1024
 """Blocks that are shuffled together, row by row. Two such buffers are held at a time."""
 LANES = 192
 """Parts of a large buffer that are dealt out in turn. Divisible by the numbers of processes that are common."""
-_READ_ROWS = 16_384
 
 
 class ShuffledOrder:
@@ -217,24 +216,12 @@ def open_resident(order: ShuffledOrder, resident: Tensor) -> Callable[[int], Tak
 
 
 def open_streamed(
-    order: ShuffledOrder,
-    read_range: Callable[[int, int], Tensor],
-    *,
-    d_in: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    order: ShuffledOrder, read_runs: Callable[[Sequence[tuple[int, int]]], Tensor], *, device: torch.device
 ) -> Callable[[int], Take]:
     """Take rows from a buffer that is filled by sequential reads."""
 
     def open_buffer(number: int) -> Take:
-        runs = order.runs(number)
-        rows = torch.empty(sum(end - first for first, end in runs), d_in, dtype=dtype)
-        filled = 0
-        for first, end in runs:
-            for start in range(first, end, _READ_ROWS):
-                piece = read_range(start, min(start + _READ_ROWS, end))
-                rows[filled : filled + len(piece)] = piece
-                filled += len(piece)
+        rows = read_runs(order.runs(number))
         rows = rows.to(device)
         places = torch.from_numpy(order.places(number)).to(device)
         return lambda start, stop: rows.index_select(0, places[start:stop])

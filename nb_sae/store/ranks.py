@@ -71,11 +71,12 @@ class Lock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK
         self._file: IO[bytes] | None = None
-        self.works = os.name == "posix"
+        self.works = os.name == "posix" and isinstance(folder, Path)
         self.done = False
         """Nobody will need the file again."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._open()
+        if isinstance(folder, Path):
+            self._open()
 
     def _open(self) -> None:
         # Whoever is alone removes the file when it is done; a lock on a removed file would keep nobody out.
@@ -111,7 +112,7 @@ class Lock:
 
     def close(self) -> None:
         """Let go of everything."""
-        if self.done:
+        if self.done and self._file is not None:
             with suppress(OSError):
                 self._path.unlink()
         if self._file is not None:

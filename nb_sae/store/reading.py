@@ -135,6 +135,20 @@ class Selection:
         run = np.searchsorted(self._offsets, rows, side="right") - 1
         return self.starts[run] + rows - self._offsets[run]
 
+    def parts(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Runs of rows of the reader that rows `start … stop-1` of the selection are."""
+        if stop <= start:
+            return []
+        first = int(np.searchsorted(self._offsets, start, side="right")) - 1
+        found = []
+        while first < len(self.starts) and self._offsets[first] < stop:
+            shift = int(self.starts[first] - self._offsets[first])
+            found.append(
+                (max(start, int(self._offsets[first])) + shift, min(stop, int(self._offsets[first + 1])) + shift)
+            )
+            first += 1
+        return found
+
     def read_range(self, reader: RowReader, start: int, stop: int) -> Tensor:
         """Rows `start … stop-1` of the selection."""
         if stop <= start:

@@ -15,7 +15,7 @@ from torch import Tensor
 from nb_sae.atomic import FileMark
 from nb_sae.errors import ConfigError, StoreError, closest
 from nb_sae.machine import readable_bytes
-from nb_sae.store.files import check_content, statistics_of
+from nb_sae.store.files import check_content, read_table, statistics_of
 from nb_sae.store.manifest import INPUTS_TABLE, ROWS_TABLE
 from nb_sae.store.order import iterate_batches, open_resident, open_streamed, order_of_epoch
 from nb_sae.store.reading import RowReader, Selection, check_batch_rows, check_fits, check_share, resident_budget
@@ -23,6 +23,8 @@ from nb_sae.types import HookedModel, Modality, RowStatistics, Site
 
 STATISTICS_ROWS = 65_536
 """Rows that are read at a time for the statistics of a view."""
+READ_ROWS = 16_384
+"""Rows that are copied at a time into a buffer of an epoch."""
 
 
 class StoredRows:
@@ -195,7 +197,7 @@ class StoredRows:
         if held or self.nbytes <= budget:
             open_buffer = open_resident(order, self._resident_on(place))
             return iterate_batches(order, batch_rows, skip=skip, open_buffer=open_buffer, ahead=False)
-        open_buffer = open_streamed(order, self._read_range, d_in=self.d_in, dtype=self.dtype, device=place)
+        open_buffer = open_streamed(order, self._read_runs, device=place)
         return iterate_batches(order, batch_rows, skip=skip, open_buffer=open_buffer, ahead=True)
 
     def chunks(self, chunk_rows: int) -> Iterator[tuple[int, Tensor]]:
@@ -288,6 +290,20 @@ class StoredRows:
     def _read_range(self, start: int, stop: int) -> Tensor:
         return self._selection.read_range(self._reader, start, stop)
 
+    def _read_runs(self, runs: Sequence[tuple[int, int]]) -> Tensor:
+        """Rows of ascending runs, one after the other, in memory of their own."""
+        together = getattr(self._reader, "read_runs", None)
+        if together is not None:  # a remote store: every request waits, so all of them are made at once
+            return together([part for start, stop in runs for part in self._selection.parts(start, stop)])
+        rows = torch.empty(sum(stop - start for start, stop in runs), self.d_in, dtype=self.dtype)
+        filled = 0
+        for first, end in runs:
+            for start in range(first, end, READ_ROWS):
+                piece = self._read_range(start, min(start + READ_ROWS, end))
+                rows[filled : filled + len(piece)] = piece
+                filled += len(piece)
+        return rows
+
     def _row_numbers(self, rows: Any) -> np.ndarray:
         numbers = rows.cpu().numpy() if isinstance(rows, Tensor) else np.asarray(rows)
         if numbers.dtype == bool and numbers.shape == (len(self),):
@@ -349,7 +365,7 @@ class TableFiles:
     def _table(self, name: str) -> pl.DataFrame:
         if name not in self._read:
             check_content(self._folder / name, self._marks[name])
-            self._read[name] = pl.read_parquet(self._folder / name)
+            self._read[name] = read_table(self._folder / name)
         return self._read[name]
 
 
