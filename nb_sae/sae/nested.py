@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from nb_sae.sae.kernels.cpu import able, cpu
 from nb_sae.sae.kernels.dense import dense
+from nb_sae.sae.kernels.gpu import gpu, pays
 from nb_sae.sae.kernels.plan import Computed, Plan, Selection
 
 
@@ -92,9 +93,11 @@ def nested_loss(
     return NestedLoss(*_Nested.apply(target.detach(), pre, W_dec, b_dec, row_weights, plan))  # pyright: ignore
 
 
-def _way(pre: Tensor) -> Callable[..., Computed]:
+def _way(pre: Tensor, plan: Plan) -> Callable[..., Computed]:
     """The fastest exact way for this device and dtype."""
-    return cpu if able(pre) else dense
+    if able(pre):
+        return cpu
+    return gpu if pays(pre, plan) else dense
 
 
 def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
@@ -117,7 +120,7 @@ class _Nested(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         gradients = any(ctx.needs_input_grad)
         with torch.autocast(pre.device.type, enabled=False):  # pre's dtype says what to compute in
-            done = _way(pre)(target, pre, W_dec, b_dec, row_weights, plan, gradients)
+            done = _way(pre, plan)(target, pre, W_dec, b_dec, row_weights, plan, gradients)
         ctx.dtypes = pre.dtype, W_dec.dtype, b_dec.dtype
         if gradients:
             ctx.gradients = done.grad_pre, done.grad_decoder, done.grad_bias

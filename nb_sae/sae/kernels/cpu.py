@@ -236,10 +236,10 @@ class _Pass:
             self._mark(first, bits, bucket, turned)
             for tail, (a, b) in zip(tails[bucket], self.plan.groups, strict=True):
                 product = codes[a:b] @ tail.to(self.dtype)
-                if grad is None:
-                    grad = torch.zeros(self.W.shape) if len(tails) > 1 else product.float()
-                    if len(tails) == 1:
-                        continue
+                if grad is None and len(product) == self.d_sae:
+                    grad = product.float()
+                    continue
+                grad = torch.zeros(self.W.shape) if grad is None else grad
                 grad[a:b] += product
         return grad if grad is not None else torch.zeros(self.W.shape)
 
