@@ -66,6 +66,17 @@ def test_what_they_write_gives_their_latents_here(theirs: Path, library: str):
         )
 
 
+def test_saelens_keeps_our_settings_when_it_saves_again(ours: list[Exported]):
+    for one in ours:
+        if one.format == "saelens":
+            again = load_dictionary(one.path / "again", verbose=False)
+            for name in ("sparsity", "budgets", "widths", "site", "target", "row_norm"):
+                assert getattr(again, name) == getattr(one.dictionary, name), (one.name, name)
+            torch.testing.assert_close(
+                again.encode(rows()), one.dictionary.encode(rows()), rtol=TOLERANCE, atol=TOLERANCE
+            )
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_what_we_write_gives_our_latents_there(ours: list[Exported], library: str):
     mine = [one for one in ours if one.format == library]

@@ -175,6 +175,7 @@ def read_saelens(path: Path, x: Tensor) -> Encoded:
     from sae_lens import SAE
 
     sae = SAE.load_from_disk(path)
+    sae.save_model(path / "again")
     return sae.encode(x), sae(x)
 
 
