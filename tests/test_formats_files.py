@@ -216,6 +216,20 @@ def test_folders_files_and_subfolders_are_found(tmp_path: Path):
     same_function(load(tmp_path / "files", format="overcomplete"), dictionary)
 
 
+def test_a_k_or_threshold_that_the_file_contradicts_is_refused(tmp_path: Path):
+    folder = export_dictionary(random_dictionary("top_k"), tmp_path / "a", format="saelens")
+    with pytest.raises(ConfigError, match="states k=4"):
+        load(folder, k=2)
+    with pytest.raises(ConfigError, match="is 'top_k'"):
+        load(folder, threshold=0.5)
+    folder = export_dictionary(random_dictionary("relu"), tmp_path / "b", format="sparsify", k=3)
+    same_function(load(folder, k=3), load(folder))
+    one = random_dictionary("batch_top_k", one_threshold=True)
+    folder = export_dictionary(one, tmp_path / "c", format="dictionary_learning")
+    with pytest.raises(ConfigError, match="holds its own"):
+        load(folder, threshold=0.5)
+
+
 def test_what_is_no_dictionary_is_named(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(FormatError, match=r"it holds notes\.txt"):

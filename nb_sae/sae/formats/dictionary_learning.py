@@ -219,8 +219,10 @@ def _rule(
         weights["threshold"] = per_latent(threshold, d_sae)
         return {**about, "sparsity": "jump_relu"}
     if kind in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE"):
-        value = told.threshold if told.threshold is not None else -1.0 if threshold is None else float(threshold)
-        if value < 0:
+        value = -1.0 if threshold is None else float(threshold)
+        if value < 0 and told.threshold is not None:
+            value = told.threshold
+        elif value < 0:
             warn(
                 f"{file}: the threshold is {value:g}, which means that it was never estimated: every positive latent "
                 "is active, as in dictionary_learning. Give one: load_dictionary(…, threshold=…), or encode(x, k=…)."

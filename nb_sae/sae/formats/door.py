@@ -88,6 +88,7 @@ def load_dictionary(
     told = Told(k=k, threshold=threshold, trust_pickle=trust_pickle)
     found = Found(_entry(path, format), format) if format is not None else recognise(path, told)
     dictionary = _read(found, told)
+    _check_told(dictionary, told, found)
     dictionary.site = site if site is not None else dictionary.site
     dictionary.model = model if model is not None else dictionary.model
     if unit_rows:
@@ -179,6 +180,25 @@ def _read(found: Found, told: Told) -> Dictionary:
     if found.format == "nb_sae":
         return Dictionary.load(found.path)
     return {**_FOLDERS, **_FILES}[found.format].read(found.path, told)
+
+
+def _check_told(dictionary: Dictionary, told: Told, found: Found) -> None:
+    """Refuse a k or threshold that the file contradicts: it would be left out without a word."""
+    if told.k is not None and told.k != (dictionary.budgets or (None,))[-1]:
+        states = f"states k={dictionary.budgets[-1]}" if dictionary.budgets else f"is {dictionary.sparsity!r}"
+        raise ConfigError(f"k={told.k} was given; {found.path} {states}. Leave it out, and choose k in encode(x, k=…).")
+    if told.threshold is not None and dictionary.sparsity != "batch_top_k":
+        raise ConfigError(
+            f"threshold={told.threshold} was given; {found.path} is {dictionary.sparsity!r}, not a BatchTopK without "
+            "one. Leave it out."
+        )
+    held = dictionary.threshold
+    if (
+        told.threshold is not None
+        and held is not None
+        and not torch.isclose(held, held.new_tensor(told.threshold)).all()
+    ):
+        raise ConfigError(f"threshold={told.threshold} was given; {found.path} holds its own. Leave it out.")
 
 
 def _entry(path: Path, format: Format) -> Path:  # noqa: A002

@@ -80,7 +80,7 @@ def read(folder: Path, told: Told) -> Dictionary:
     pre_bias = bool(cfg.get("apply_b_dec_to_input", True)) and not transcoder
     if transcoder and norm in _ROW_NORMS:
         raise FormatError(f"{folder} is a transcoder with {norm}, whose reconstruction nb_sae cannot undo.")
-    weights = _tensors(folder, cfg, rule)
+    weights = _tensors(folder, cfg, rule, told)
     if norm == "covariance_whitening":
         _fold_whitening(folder, weights, pre_bias)
     k = _budget(folder, cfg, rule, told)
@@ -179,7 +179,7 @@ def _settings(cfg: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return cfg, {**{name: cfg.get(name) for name in ("hook_name", "model_name", "sae_lens_version")}, **metadata}
 
 
-def _tensors(folder: Path, cfg: dict[str, Any], rule: str) -> dict[str, Tensor]:
+def _tensors(folder: Path, cfg: dict[str, Any], rule: str, told: Told) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     found = read_safetensors(path)
     if "log_threshold" in found:  # JumpReLU checkpoints before 6.48
@@ -214,8 +214,13 @@ def _tensors(folder: Path, cfg: dict[str, Any], rule: str) -> dict[str, Tensor]:
         weights["W_dec"] = weights["W_dec"] / norm[:, None]
     if "topk_threshold" in weights:
         threshold = float(weights.pop("topk_threshold"))
-        if threshold <= 0:
-            warn(f"{path}: topk_threshold is {threshold:g}, never estimated: every positive latent is active.")
+        if threshold <= 0 and told.threshold is not None:
+            threshold = told.threshold
+        elif threshold <= 0:
+            warn(
+                f"{path}: topk_threshold is {threshold:g}, never estimated: every positive latent is active. Give one: "
+                "load_dictionary(…, threshold=…), or encode(x, k=…)."
+            )
         weights["threshold"] = per_latent(threshold, weights["W_dec"].shape[0])
     if rule == "jump_relu":
         weights["threshold"] = per_latent(weights["threshold"], weights["W_dec"].shape[0])
