@@ -80,7 +80,10 @@ def test_nmf_refuses_negative_rows_and_states_its_shift(rows):
     found = classical.nmf(centred, 8, shift="minimum", iterations=50)
     assert found.about["shift"] == "minimum"
     torch.testing.assert_close(found.b_dec, centred.min(0).values)
-    assert metrics.fvu(centred, found.decode(found.encode(centred))) < 1
+    fvu = metrics.fvu(centred, found.decode(found.encode(centred)))
+    assert fvu == pytest.approx(found.about["fit_fvu"], rel=0.05)
+    svd = metrics.fvu(centred, classical.pca(centred).decode(classical.pca(centred).encode(centred, 8)))
+    assert svd < fvu < 1.5 * svd, "the fit ran to its end"
     assert (found.encode(centred - 100) == 0).all(), "rows below the shift count as zero"
 
 

@@ -18,6 +18,7 @@ from nb_sae.errors import ConfigError, MissingDependencyError, NonFiniteError, S
 from nb_sae.sae import metrics
 from nb_sae.sae.metrics.hierarchy import benjamini_hochberg, hypergeometric_tail
 from nb_sae.sae.metrics.probe import split_rows
+from nb_sae.sae.metrics.rows import rows_at_a_time
 
 
 def gaussian(*shape: int, seed: int = 0, dtype=torch.double) -> torch.Tensor:
@@ -238,6 +239,15 @@ def test_recovery_refuses_bad_rows_and_ks(orthogonal, rows, ks, error, message):
         metrics.recovery_curve(orthogonal[0], rows, ks)
 
 
+def test_a_large_dictionary_takes_fewer_rows_at_a_time():
+    large, small = dictionary_of(planted.atoms(2**14, 4)), dictionary_of(planted.atoms(8, 4))
+    assert rows_at_a_time(None, small) == 4096
+    assert rows_at_a_time(None, small, large) == 512
+    assert rows_at_a_time(7, large) == 7
+    with pytest.raises(ConfigError, match="chunk_rows=0"):
+        metrics.recovery_curve(small, torch.ones(3, 4), (1,), chunk_rows=0)
+
+
 def test_a_transcoder_is_refused_where_x_hat_would_be_compared_with_x():
     weights = {"W_enc": torch.ones(4, 6), "b_enc": torch.zeros(6), "W_dec": torch.ones(6, 5), "b_dec": torch.zeros(5)}
     transcoder = ns.Dictionary(weights, target="mlp_out", pre_bias=False)
@@ -343,6 +353,13 @@ def test_directions_in_few_dimensions_need_the_null_with_their_covariance():
     assert hard.value == pytest.approx(hard.null, abs=0.03), "and no more alike than chance in their four dimensions"
 
 
+def test_alignment_says_when_both_dictionaries_started_alike():
+    one, same, other = (dictionary_of(planted.atoms(9, 4), provenance={"train": {"seed": n}}) for n in (0, 0, 1))
+    assert "both were trained from seed 0" in metrics.align(one, same).note
+    assert metrics.align(one, other).note == ""
+    assert metrics.align(one, dictionary_of(planted.atoms(9, 4))).note == ""
+
+
 def test_alignment_reads_encoders_and_refuses_other_widths():
     atoms = planted.atoms(20, 8)
     d = dictionary_of(atoms)
@@ -372,8 +389,8 @@ def test_hungarian_without_scipy_says_what_to_install(monkeypatch):
 @pytest.fixture(scope="module")
 def labelled() -> tuple[torch.Tensor, torch.Tensor]:
     """Rows about four centres far from the origin, in units of a thousand."""
-    labels = torch.randint(0, 4, (800,), generator=torch.Generator().manual_seed(0))
-    rows = 3 * planted.atoms(4, 16)[labels] + 0.5 * gaussian(800, 16).float()
+    labels = torch.randint(0, 4, (400,), generator=torch.Generator().manual_seed(0))
+    rows = 3 * planted.atoms(4, 16)[labels] + 0.5 * gaussian(400, 16).float()
     return 1000 * rows + 50, labels
 
 
@@ -404,23 +421,23 @@ def test_probe_on_perfect_reconstructions_agrees_and_on_noise_is_at_its_null(lab
     assert same.accuracy == same.accuracy_reconstructed > 0.95
     assert same.accuracy_null < 0.4
     assert same.kl_null > 1
-    noise = metrics.linear_probe(x, 1000 * gaussian(800, 16, seed=8).float() + 50, labels)
+    noise = metrics.linear_probe(x, 1000 * gaussian(400, 16, seed=8).float() + 50, labels)
     assert noise.agreement == pytest.approx(noise.agreement_null, abs=0.12)
     assert noise.kl > 10 * max(same.kl, 1e-3)
-    assert noise.rows == 240
+    assert noise.rows == 120
 
 
 def test_probe_fidelity_equals_its_definition(labelled):
     x, labels = labelled
-    x_hat = x + 300 * gaussian(800, 16, seed=8).float()
-    probe = metrics.train_probe(x[:600], labels[:600])
-    found = metrics.probe_fidelity(probe, x[600:], x_hat[600:], labels[600:])
-    p, q = (probe.log_probabilities(rows[600:]).double().exp() for rows in (x, x_hat))
+    x_hat = x + 300 * gaussian(400, 16, seed=8).float()
+    probe = metrics.train_probe(x[:300], labels[:300])
+    found = metrics.probe_fidelity(probe, x[300:], x_hat[300:], labels[300:])
+    p, q = (probe.log_probabilities(rows[300:]).double().exp() for rows in (x, x_hat))
     kl = (p * (p / q).log()).sum(-1)
     assert found.kl == pytest.approx(float(kl.mean()), rel=1e-4)
     assert found.kl_std == pytest.approx(float(kl.std(correction=0)), rel=1e-4)
     assert found.agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))
-    assert found.accuracy_reconstructed == pytest.approx(float((q.argmax(-1) == labels[600:]).double().mean()))
+    assert found.accuracy_reconstructed == pytest.approx(float((q.argmax(-1) == labels[300:]).double().mean()))
 
 
 def test_probe_keeps_the_rows_of_an_input_on_one_side():
@@ -581,8 +598,8 @@ def test_next_token_loss_leaves_out_padding_and_the_last_position():
 def test_loss_recovered_in_the_demo_language_model():
     """The user's glue: `intervene` puts x̂ in the place of the rows; `sae` knows no model."""
     lm, site = ns.load_lm("demo"), "gpt_neox.layers.1"
-    prepare = lm.preprocessor("text", context_tokens=48)
-    ids = torch.cat([prepare(text).tensor[:1] for text in ns.demo_texts(40, seed=0) if len(text) > 500])
+    prepare = lm.preprocessor("text", context_tokens=32)
+    ids = torch.cat([prepare(text).tensor[:1] for text in ns.demo_texts(16, seed=0) if len(text) > 500])
     rows = lm.capture_rows(ids, [site], "text")[site].flatten(0, 1)
     axes, mean = ns.classical.pca(rows), rows.mean(0)
     both_ways = torch.cat([axes.W_dec, -axes.W_dec])

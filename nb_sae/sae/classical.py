@@ -239,8 +239,10 @@ def nmf(
             "shift='minimum' to take the smallest value of each column off first."
         )
     base = x.min(0) if shift else np.zeros(x.shape[1], dtype=x.dtype)
-    initial = "nndsvda" if components <= min(x.shape) else "random"
-    model = _sklearn("NMF").NMF(n_components=components, init=initial, max_iter=iterations, random_state=seed, tol=1e-4)
+    # Not "nndsvda", scikit-learn's default: on shifted rows it met the tolerance after two iterations at an FVU of 0.9.
+    model = _sklearn("NMF").NMF(
+        n_components=components, init="random", max_iter=iterations, random_state=seed, tol=1e-4
+    )
     _quietly(model.fit, x - base)
     directions = torch.as_tensor(model.components_, dtype=torch.float32)
     norm = directions.norm(dim=-1)
@@ -250,7 +252,9 @@ def nmf(
         found = _quietly(model.transform, z.clamp_min(0).cpu().numpy().astype(x.dtype))
         return _largest((torch.as_tensor(found, dtype=torch.float32) * norm)[:, kept], k)
 
-    about = {"fit_rows": len(x), "iterations": int(model.n_iter_), "shift": shift}
+    left, spread = float(model.reconstruction_err_) ** 2, float(np.square(x - x.mean(0), dtype=np.float64).sum())
+    about = {"fit_rows": len(x), "iterations": int(model.n_iter_), "shift": shift, "fit_fvu": left / spread}
+    about["converged"] = int(model.n_iter_) < iterations
     b_dec = torch.as_tensor(base, dtype=torch.float32)
     return Baseline("NMF", directions[kept], b_dec, codes, site=_site(rows), about=about)
 

@@ -12,7 +12,7 @@ from nb_sae.progress import progress as progress_bar
 from nb_sae.sae import classical
 from nb_sae.sae.config import default_budgets
 from nb_sae.sae.metrics.recovery import Meter
-from nb_sae.sae.metrics.rows import CHUNK_ROWS, chunks_of
+from nb_sae.sae.metrics.rows import chunks_of, rows_at_a_time
 
 if TYPE_CHECKING:
     from nb_sae.sae.dictionary import Dictionary
@@ -40,7 +40,7 @@ def compare(
     ks: Sequence[int] | None = None,
     *,
     train: ActivationSource | None = None,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
     progress: bool = True,
 ) -> pl.DataFrame:
     """One line per dictionary and k: every dictionary with its k strongest latents, on the same rows.
@@ -55,7 +55,7 @@ def compare(
         ks: Ascending. None: every trained budget that all of them can take; without any, powers of two from d/24.
         train: Rows for PCA. None: PCA is fitted to the rows of `store` themselves, which favours it, and its name
             says so.
-        chunk_rows: Rows encoded at a time.
+        chunk_rows: Rows encoded at a time; None: what fits.
         progress: Show a progress bar.
 
     Returns:
@@ -85,7 +85,7 @@ def compare(
     if within:
         meters[baseline] = Meter(pca, within)
     with progress_bar(len(store), "rows", "compare", enabled=progress) as bar:
-        for part in chunks_of(store, chunk_rows):
+        for part in chunks_of(store, rows_at_a_time(chunk_rows, *named.values())):
             for meter in meters.values():
                 meter.add(part)
             bar.update(len(part))

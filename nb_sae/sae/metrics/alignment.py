@@ -40,6 +40,8 @@ class Alignment:
     cosines: Float[Tensor, " pairs"]
     method: str
     side: str
+    note: str = ""
+    """Said where both were trained from one seed: then they started alike, and this is not stability over seeds."""
 
 
 @torch.no_grad()
@@ -101,7 +103,15 @@ def align(
         cosines=cosines.float(),
         method=method,
         side=side,
+        note=_same_start(a, b),
     )
+
+
+def _same_start(a: Coder | Tensor, b: Coder | Tensor) -> str:
+    seeds = [(getattr(one, "provenance", {}).get("train") or {}).get("seed") for one in (a, b)]
+    if a is b or seeds[0] is None or seeds[0] != seeds[1]:
+        return ""
+    return f"both were trained from seed {seeds[0]}: they may have started from the same directions"
 
 
 def _hungarian(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:

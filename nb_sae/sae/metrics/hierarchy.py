@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nb_sae.errors import ConfigError, ShapeError
-from nb_sae.sae.metrics.rows import CHUNK_ROWS, Coder, Rows, chunks_of
+from nb_sae.sae.metrics.rows import CHUNK_ROWS, Coder, Rows, chunks_of, rows_at_a_time
 
 PAIRS = pl.Schema(
     {
@@ -68,7 +68,7 @@ def co_activity(
     *,
     k: int | None = None,
     latents: Sequence[int] | Int[Tensor, " chosen"] | None = None,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
 ) -> CoActivity:
     """Count on how many rows each pair of latents is active together.
 
@@ -77,18 +77,20 @@ def co_activity(
         rows: `(rows, d_in)` or a store, for a dictionary; its length costs no memory.
         k: Active latents per row; None: the trained rule.
         latents: Only these, in any order. None: all; d_sae² counts are held (8 bytes each).
-        chunk_rows: Rows encoded at a time.
+        chunk_rows: Rows encoded at a time; None: what fits.
     """
     if isinstance(dictionary, Tensor):
         if dictionary.ndim != 2 or not len(dictionary):
             raise ShapeError(f"Activity of shape {tuple(dictionary.shape)} was given; expected (rows, d_sae).")
         d_sae, device = dictionary.shape[1], dictionary.device
-        parts = (dictionary[first : first + chunk_rows] != 0 for first in range(0, len(dictionary), chunk_rows))
+        block = chunk_rows or CHUNK_ROWS
+        parts = (dictionary[first : first + block] != 0 for first in range(0, len(dictionary), block))
     else:
         if rows is None:
             raise ConfigError("A dictionary was given without rows. Pass co_activity(dictionary, store).")
         d_sae, device = dictionary.d_sae, dictionary.device
-        parts = (dictionary.encode(part.to(device), k) != 0 for part in chunks_of(rows, chunk_rows))
+        block = rows_at_a_time(chunk_rows, dictionary)
+        parts = (dictionary.encode(part.to(device), k) != 0 for part in chunks_of(rows, block))
     chosen = torch.arange(d_sae) if latents is None else torch.as_tensor(latents, dtype=torch.long).unique()
     if not len(chosen) or chosen[0] < 0 or chosen[-1] >= d_sae:
         raise ConfigError(f"latents={latents} must be numbers from 0 to {d_sae - 1}.")

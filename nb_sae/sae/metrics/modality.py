@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nb_sae.errors import ConfigError, ShapeError
 from nb_sae.sae.metrics.recovery import RECOVERY, Meter
-from nb_sae.sae.metrics.rows import CHUNK_ROWS, Rows, chunks_of
+from nb_sae.sae.metrics.rows import Rows, chunks_of, rows_at_a_time
 
 if TYPE_CHECKING:
     from nb_sae.sae.dictionary import Dictionary
@@ -31,7 +31,7 @@ def cross_modal(
     rows: Mapping[str, Rows],
     ks: Sequence[int],
     *,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
 ) -> pl.DataFrame:
     """Every dictionary on every set of rows, with the rows as they are and brought to where the dictionary was trained.
 
@@ -46,7 +46,7 @@ def cross_modal(
         dictionaries: By what they were trained on, for example {"image": d, "text": e}.
         rows: By the same or other names: tensors `(rows, d_in)` or stores. The mean is that of all rows given.
         ks: Active latents per row, ascending.
-        chunk_rows: Rows encoded at a time; stores are read twice.
+        chunk_rows: Rows encoded at a time, None: what fits; tensors are read twice.
 
     Returns:
         `trained_on, read_on, centring, k, fvu, cosine, l0, dead, rows`. FVU is about the mean of the rows that are
@@ -67,11 +67,12 @@ def cross_modal(
                 f"The dictionary {name!r} does not know the mean and scale of the rows it was trained on, so rows "
                 "cannot be brought to them. Use recovery_curve, or a dictionary that a session trained."
             )
+    block = rows_at_a_time(chunk_rows, *dictionaries.values())
     lines = []
     for read_on, given in rows.items():
-        mean, distance = _moments(given, chunk_rows)
+        mean, distance = _moments(given)
         meters = {name: _CentredMeters(one, ks, mean, distance) for name, one in dictionaries.items()}
-        for part in chunks_of(given, chunk_rows):
+        for part in chunks_of(given, block):
             for meter in meters.values():
                 meter.add(part)
         for trained_on, meter in meters.items():
@@ -129,14 +130,14 @@ class _Moved:
         return (self.dictionary.decode(latents) - self.trained) / self.scale + self.mean
 
 
-def _moments(rows: Rows, chunk_rows: int) -> tuple[Tensor, float]:
+def _moments(rows: Rows) -> tuple[Tensor, float]:
     """Mean and mean square distance from it, float64, in two passes."""
     if not isinstance(rows, Tensor):
         statistics = rows.statistics()
         return torch.as_tensor(statistics.mean, dtype=torch.float64), statistics.mean_square_distance
     total = torch.zeros(rows.shape[-1], dtype=torch.float64)
-    for part in chunks_of(rows, chunk_rows):
+    for part in chunks_of(rows):
         total += part.cpu().double().sum(0)
     mean = total / len(rows)
-    distance = sum(float((part.cpu().double() - mean).square().sum()) for part in chunks_of(rows, chunk_rows))
+    distance = sum(float((part.cpu().double() - mean).square().sum()) for part in chunks_of(rows))
     return mean, distance / len(rows)

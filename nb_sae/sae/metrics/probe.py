@@ -77,7 +77,7 @@ def train_probe(
     optimiser: Literal["lbfgs", "adamw"] = "lbfgs",
     weight_decay: float = 1e-4,
     iterations: int = 300,
-    patience: int = 30,
+    patience: int = 15,
     seed: int = 0,
 ) -> Probe:
     """Multinomial logistic regression on rows, full batch; the weights of the best iteration are kept as a copy.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nb_sae.errors import ShapeError
 from nb_sae.sae.metrics.reconstruction import RunningQuality
-from nb_sae.sae.metrics.rows import CHUNK_ROWS, Coder, Rows, check_ks, check_same_site, chunks_of, decode_at
+from nb_sae.sae.metrics.rows import Coder, Rows, check_ks, check_same_site, chunks_of, decode_at, rows_at_a_time
 
 RECOVERY = pl.Schema(
     {
@@ -25,7 +25,7 @@ RECOVERY = pl.Schema(
 
 
 def recovery_curve(
-    dictionary: Coder, rows: Rows, ks: Sequence[int] | None = None, *, chunk_rows: int = CHUNK_ROWS
+    dictionary: Coder, rows: Rows, ks: Sequence[int] | None = None, *, chunk_rows: int | None = None
 ) -> pl.DataFrame:
     """FVU, cosine, L0 and dead latents when the k strongest latents are kept, for every k.
 
@@ -33,7 +33,7 @@ def recovery_curve(
         dictionary: A dictionary or a classical baseline.
         rows: `(rows, d_in)` or a store; its length costs no memory.
         ks: Ascending. None: powers of two up to `d_sae`, and `d_sae` itself (every positive latent).
-        chunk_rows: Rows encoded at a time.
+        chunk_rows: Rows encoded at a time; None: what fits.
 
     Returns:
         `k, fvu, cosine, l0, dead, rows`. FVU by chance: the mean of the rows alone has 1.
@@ -47,7 +47,7 @@ def recovery_curve(
         "Progressive recovery" of Zaigrajew et al. 2025, arXiv:2502.20578. Its FVU is a mean of per-row ratios.
     """
     meter = Meter(dictionary, default_ks(dictionary.d_sae) if ks is None else ks)
-    for part in chunks_of(rows, chunk_rows):
+    for part in chunks_of(rows, rows_at_a_time(chunk_rows, dictionary)):
         meter.add(part)
     return pl.DataFrame(meter.lines(), schema=RECOVERY)
 

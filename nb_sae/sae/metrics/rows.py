@@ -13,7 +13,8 @@ from nb_sae.sae.model import nested_decode
 from nb_sae.types import ActivationSource
 
 CHUNK_ROWS = 4096
-"""Rows that are encoded at a time."""
+CHUNK_LATENTS = 2**23
+"""Latents that are held at a time: a large dictionary takes fewer rows."""
 
 Rows = Tensor | ActivationSource
 """`(rows, d_in)` in memory, or a store."""
@@ -51,6 +52,13 @@ class Coder(Protocol):
     def decode(self, latents: Any) -> Tensor:
         """Rows from latents."""
         ...
+
+
+def rows_at_a_time(chunk_rows: int | None, *coders: Coder) -> int:
+    """As given, or as many rows as their latents let be held: 4,096 up to d_sae = 2,048. Raises `ConfigError`."""
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ConfigError(f"chunk_rows={chunk_rows} must be at least 1.")
+    return chunk_rows or max(1, min(CHUNK_ROWS, *(CHUNK_LATENTS // coder.d_sae for coder in coders)))
 
 
 def chunks_of(rows: Rows, chunk_rows: int = CHUNK_ROWS) -> Iterator[Tensor]:

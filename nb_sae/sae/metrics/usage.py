@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from nb_sae.errors import ConfigError
-from nb_sae.sae.metrics.rows import CHUNK_ROWS, Coder, Rows, chunks_of
+from nb_sae.sae.metrics.rows import Coder, Rows, chunks_of, rows_at_a_time
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class DensityHistogram:
 
 @torch.no_grad()
 def count_active(
-    dictionary: Coder, rows: Rows, *, k: int | None = None, chunk_rows: int = CHUNK_ROWS
+    dictionary: Coder, rows: Rows, *, k: int | None = None, chunk_rows: int | None = None
 ) -> tuple[Int[Tensor, " d_sae"], int]:
     """On how many rows each latent is active, and how many rows there were.
 
@@ -72,10 +72,10 @@ def count_active(
         dictionary: Whose latents.
         rows: `(rows, d_in)` or a store; its length costs no memory.
         k: Active latents per row; None: the trained rule.
-        chunk_rows: Rows encoded at a time.
+        chunk_rows: Rows encoded at a time; None: what fits.
     """
     counts, total = torch.zeros(dictionary.d_sae, dtype=torch.long, device=dictionary.device), 0
-    for part in chunks_of(rows, chunk_rows):
+    for part in chunks_of(rows, rows_at_a_time(chunk_rows, dictionary)):
         counts += (dictionary.encode(part.to(dictionary.device), k) != 0).sum(0)
         total += len(part)
     return counts.cpu(), total
