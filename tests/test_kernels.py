@@ -18,7 +18,7 @@ from nb_sae.sae.kernels.cpu import cpu
 from nb_sae.sae.kernels.dense import dense
 from nb_sae.sae.kernels.encoder import affine
 from nb_sae.sae.kernels.plan import Plan
-from nb_sae.sae.kernels.select import by_rows, positive_bits, select
+from nb_sae.sae.kernels.select import by_rows, float_bits, select
 from nb_sae.sae.nested import nested_loss
 
 
@@ -90,7 +90,7 @@ def test_selection_is_exact_with_ties_everywhere(dtype, batch, listed):
     generator = torch.Generator().manual_seed(3)
     pre = torch.randint(-3, 4, (70, 50), generator=generator).to(dtype)
     budgets = (3, 11, 19)
-    found = select(positive_bits(pre), budgets, listed=listed, everything=False, batch=batch, ascending=True)
+    found = select(float_bits(pre), budgets, listed=listed, everything=False, batch=batch, ascending=True)
     chosen = torch.zeros(pre.shape, dtype=torch.bool)
     for bucket, k in enumerate(budgets):
         if bucket in listed:
@@ -117,11 +117,20 @@ def test_wide_dictionaries_need_longer_keys():
     """Above 65,536 latents a latent's number does not fit beside a bfloat16 in 32 bits."""
     generator = torch.Generator().manual_seed(0)
     pre = torch.randn(3, 70_000, generator=generator).bfloat16()
-    found = select(positive_bits(pre), (5,), listed=(0,), everything=False, batch=False, ascending=False)
+    found = select(float_bits(pre), (5,), listed=(0,), everything=False, batch=False, ascending=False)
     values = torch.from_numpy(found.hits[0].values).view(torch.bfloat16).view(3, 5)
     assert torch.equal(values.sort(1).values, pre.topk(5).values.sort(1).values)
     latents = torch.from_numpy(found.hits[0].latents).long().view(3, 5)
     assert torch.equal(pre.gather(1, latents), values)
+
+
+def test_more_latents_and_rows_than_fit_beside_a_value(monkeypatch):
+    """In float32 latent, row and value share 64 bits only up to a size; beyond it they are sorted another way."""
+    monkeypatch.setattr(cpu_way, "KEY_BITS", 40)
+    for case in CASES:
+        fake_costs(monkeypatch, 0, 0)
+        tensors, options = problem(case, torch.float32)
+        check(computed(cpu, tensors, options), tensors, options, 1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -134,8 +143,7 @@ def test_a_nan_reaches_the_loss(dtype, sign):
 
 def test_rows_are_split_over_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    seen = by_rows(lambda rows: (rows.start, rows.stop), 10, 2)
-    assert seen == [(0, 2), (2, 3), (3, 5), (5, 6), (6, 8), (8, 10)]
+    assert by_rows(lambda rows: (rows.start, rows.stop), 10) == [(0, 3), (3, 6), (6, 10)]
     tensors, options = problem("budgets", torch.float32)
     check(computed(cpu, tensors, options), tensors, options, 1e-4)
 

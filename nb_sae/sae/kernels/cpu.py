@@ -19,13 +19,11 @@ from torch.nn import functional as F
 from nb_sae.sae.kernels.plan import Computed, Levels, Plan
 from nb_sae.sae.kernels.select import (
     BITS,
-    BLOCK_ROWS,
     Array,
     Hits,
     Selected,
-    by_rows,
     count_positive,
-    positive_bits,
+    float_bits,
     select,
 )
 
@@ -33,6 +31,10 @@ SUM_COST = {torch.float32: 5, torch.bfloat16: 23, torch.float16: 23}
 """Latents of a dense product that cost as much as one gathered and added."""
 DOT_COST = {torch.float32: 13}
 """The same for a gathered dot product."""
+PRODUCT_ROWS = 512
+"""Rows of one dense product of codes."""
+KEY_BITS = 63
+"""Of an integer that latent, place and value share."""
 TILE_BYTES = 256
 """Bytes of a decoder row that are gathered at once: 6,144 such pieces stay in the second-level cache."""
 
@@ -88,21 +90,35 @@ class _Bag:
 
 
 def cpu(
-    target: Tensor, pre: Tensor, W_dec: Tensor, b_dec: Tensor, row_weights: Tensor | None, plan: Plan, gradients: bool
+    target: Tensor,
+    pre: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    row_weights: Tensor | None,
+    plan: Plan,
+    gradients: bool,
+    scale: Tensor | None = None,
 ) -> Computed:
     """See `nb_sae.sae.nested.nested_loss`."""
-    return _Pass(target, pre, W_dec, b_dec, row_weights, plan).run(gradients)
+    return _Pass(target, pre, W_dec, b_dec, row_weights, plan, scale).run(gradients)
 
 
 class _Pass:
     """One call."""
 
     def __init__(
-        self, target: Tensor, pre: Tensor, W_dec: Tensor, b_dec: Tensor, row_weights: Tensor | None, plan: Plan
+        self,
+        target: Tensor,
+        pre: Tensor,
+        W_dec: Tensor,
+        b_dec: Tensor,
+        row_weights: Tensor | None,
+        plan: Plan,
+        scale: Tensor | None,
     ) -> None:
         self.full, self.pre, self.dtype = plan, pre, pre.dtype
         self.batch, self.d_sae = pre.shape
-        self.bits = positive_bits(pre)
+        self.bits = float_bits(pre)
         self.plan, everything = _merge(self.bits, plan)
         wide = len(plan.widths) > 1
         added = np.diff(self.plan.budgets, prepend=0)
@@ -116,7 +132,8 @@ class _Pass:
             ascending=wide,
         )
         self.W = W_dec.to(pre.dtype)
-        self.levels = Levels(target, b_dec, row_weights, self.plan)
+        # Levels with factors of their own stay apart where their latents are the same.
+        self.levels = Levels(target, b_dec, row_weights, self.plan if scale is None else plan, scale)
         self.bags = {bucket: self._bag(hits) for bucket, hits in self.chosen.hits.items()}
 
     def run(self, gradients: bool) -> Computed:
@@ -130,13 +147,17 @@ class _Pass:
                 sums = gathered(bag.latents, bag.offsets, bag.values, self.W)
                 self.levels.add(sums.view(self.batch, len(plan.widths), -1).unbind(1))
             else:
-                fired[bucket] = self._mark(self.chosen.first, self.bits, bucket, scratch)
+                fired[bucket] = self._mark(bucket, scratch)
                 codes = torch.from_numpy(scratch).view(self.dtype)
-                self.levels.add([codes[:, a:b] @ self.W[a:b] for a, b in plan.groups])
+                self.levels.add(self._cells(codes))
+        apart = self.levels.plan is self.full
+        for _ in range(len(buckets), len(self.full.budgets) if apart else 0):
+            self.levels.add(None)
         loss, errors, residual = self.levels.finish()
         loss = loss + 0 * self.pre.sum()  # the bits of a NaN may read as "not positive": it must show all the same
         again = [min(i, len(buckets) - 1) for i in range(len(self.full.budgets))]  # merged budgets share a level
-        errors = errors.view(-1, len(plan.widths))[again].flatten()
+        if not apart:
+            errors = errors.view(-1, len(plan.widths))[again].flatten()
         seen = torch.from_numpy(np.logical_or.accumulate(fired, axis=0))[again]
         limits = torch.tensor([self.chosen.limits[i] for i in again], dtype=BITS[self.dtype]).view(self.dtype)
         if not gradients:
@@ -166,15 +187,16 @@ class _Pass:
         latents = torch.from_numpy(hits.latents)
         return _Bag(torch.from_numpy(flat), torch.from_numpy(offsets).int(), latents, values)
 
-    def _mark(self, first: Array, bits: Array, bucket: int, out: Array) -> Array:
+    def _mark(self, bucket: int, out: Array) -> Array:
         """Values of one bucket as a dense matrix, bits times 0 or 1; gives which columns have any."""
+        mine = self.chosen.first == bucket
+        np.multiply(self.bits, mine.view(np.int8), out=out)
+        return mine.any(axis=0)
 
-        def block(rows: slice) -> Array:
-            mine = first[rows] == bucket
-            np.multiply(bits[rows], mine.view(np.int8), out=out[rows])
-            return mine.any(axis=0)
-
-        return np.logical_or.reduce(by_rows(block, len(first), BLOCK_ROWS))
+    def _cells(self, codes: Tensor) -> list[Tensor]:
+        """Dense products, by blocks of rows: oneDNN takes up to twice as long for 1,024 rows at once."""
+        blocks = codes.split(PRODUCT_ROWS)
+        return [torch.cat([block[:, a:b] @ self.W[a:b] for block in blocks]) for a, b in self.plan.groups]
 
     def _grad_pre(self, tails: list[list[Tensor]], scratch: Array) -> Tensor:
         """⟨decoder row, tail of the latent's cell⟩ where selected, 0 elsewhere."""
@@ -191,13 +213,9 @@ class _Pass:
             if bag is not None:
                 dots[bucket] = product.view(-1).index_select(0, bag.flat)
                 continue
-            first = self.chosen.first
-
-            def keep(rows: slice, bucket: int = bucket, first: Array = first) -> None:
-                np.multiply(found[rows], (first[rows] == bucket).view(np.int8), out=found[rows])
-                np.bitwise_or(out[rows], found[rows], out=out[rows])  # buckets are disjoint
-
-            by_rows(keep, self.batch, BLOCK_ROWS)
+            mine = self.chosen.first == bucket
+            np.multiply(found, mine.view(np.int8), out=found)
+            np.bitwise_or(out, found, out=out)  # buckets are disjoint
         grad = torch.from_numpy(out).view(self.dtype)
         for bucket, values in dots.items():
             bag = self.bags[bucket]
@@ -226,16 +244,13 @@ class _Pass:
         grad = self._gathered_gradient(tails) if self.bags else None
         if len(self.bags) == len(self.plan.budgets):
             return grad if grad is not None else torch.zeros(self.W.shape)
-        # A product of a transposed matrix costs twice as much as of one that was laid out anew, once for all buckets.
-        first, bits = (torch.from_numpy(array).T.contiguous().numpy() for array in (self.chosen.first, self.bits))
-        turned = scratch.reshape(bits.shape)
-        codes = torch.from_numpy(turned).view(self.dtype)
+        codes = torch.from_numpy(scratch).view(self.dtype)
         for bucket in range(len(self.plan.budgets)):
             if bucket in self.bags:
                 continue
-            self._mark(first, bits, bucket, turned)
+            self._mark(bucket, scratch)
             for tail, (a, b) in zip(tails[bucket], self.plan.groups, strict=True):
-                product = codes[a:b] @ tail.to(self.dtype)
+                product = codes[:, a:b].T @ tail.to(self.dtype)
                 if grad is None and len(product) == self.d_sae:
                     grad = product.float()
                     continue
@@ -248,23 +263,33 @@ class _Pass:
         wide, small = len(self.plan.widths), sorted(self.bags)
         stacked = [tails[bucket][group] for bucket in small for group in range(wide)]
         table = torch.stack([tail.to(self.dtype) for tail in stacked], dim=1).flatten(0, 1)
-        columns = len(stacked)
-        shift = int(len(table) - 1).bit_length()
-        kind = np.int32 if self.d_sae << shift < 2**31 else np.int64
-        keys = []
+        columns, shift = len(stacked), int(len(table) - 1).bit_length()
+        # Latent, place in the table and value in one integer: one sort puts all three in order.
+        value_bits = 8 * self.bits.itemsize
+        packed = (self.d_sae << shift) < 2 ** (KEY_BITS - value_bits)
+        low = value_bits if packed else 0
+        kept = []
         for number, bucket in enumerate(small):
-            bag = self.bags[bucket]
-            places = np.arange(self.batch, dtype=kind)[:, None] * columns + number * wide + np.arange(wide, dtype=kind)
-            own = np.repeat(places.ravel(), np.diff(bag.offsets.numpy()))
-            keys.append((self.chosen.hits[bucket].latents.astype(kind) << shift) | own.astype(kind))
-        order = keys[0] if len(keys) == 1 else np.concatenate(keys)
-        order.sort()
-        latents, places = order >> shift, order & ((1 << shift) - 1)
-        counts = np.bincount(latents, minlength=self.d_sae)
-        offsets = np.concatenate(([0], np.cumsum(counts))).astype(kind)
-        flat = (places // columns).astype(np.int64) * self.d_sae + latents
-        values = torch.from_numpy(self.bits.ravel().take(flat)).view(self.dtype)
-        return gathered(torch.from_numpy(places), torch.from_numpy(offsets), values, table, torch.float32)
+            hits, offsets = self.chosen.hits[bucket], self.bags[bucket].offsets
+            places = np.arange(self.batch)[:, None] * columns + number * wide + np.arange(wide)
+            key = hits.latents.astype(np.int64) << (shift + low)
+            key |= np.repeat(places.ravel() << low, np.diff(offsets.numpy()))
+            if packed:
+                key |= hits.values
+            kept.append(key)
+        order = kept[0] if len(kept) == 1 else np.concatenate(kept)
+        if packed:
+            order.sort()
+            bits = order.astype(self.bits.dtype)  # the lowest bits
+        else:
+            turn = np.argsort(order)
+            order = order[turn]
+            bits = np.concatenate([self.chosen.hits[bucket].values for bucket in small])[turn]
+        edges = np.searchsorted(order, np.arange(self.d_sae + 1) << (shift + low))
+        order >>= low
+        order &= (1 << shift) - 1
+        values = torch.from_numpy(bits).view(self.dtype)
+        return gathered(torch.from_numpy(order), torch.from_numpy(edges), values, table, torch.float32)
 
 
 def _merge(bits: Array, plan: Plan) -> tuple[Plan, bool]:

@@ -27,13 +27,20 @@ def first_budget(pre: Tensor, plan: Plan) -> Tensor:
 
 
 def dense(
-    target: Tensor, pre: Tensor, W_dec: Tensor, b_dec: Tensor, row_weights: Tensor | None, plan: Plan, gradients: bool
+    target: Tensor,
+    pre: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    row_weights: Tensor | None,
+    plan: Plan,
+    gradients: bool,
+    scale: Tensor | None = None,
 ) -> Computed:
     """See `nb_sae.sae.nested.nested_loss`."""
     buckets, none = range(len(plan.budgets)), len(plan.budgets)
     latents, W = pre.relu(), W_dec.to(pre.dtype)
     first = first_budget(pre, plan).masked_fill_(latents == 0, none)
-    levels = Levels(target, b_dec, row_weights, plan)
+    levels = Levels(target, b_dec, row_weights, plan, scale)
     fired, smallest = [], []
     for bucket in buckets:
         mine = first == bucket
@@ -57,5 +64,4 @@ def dense(
             error = tail.to(pre.dtype)
             grad_pre[:, start:stop] += (error @ W[start:stop].T) * mine[:, start:stop]
             grad_W[start:stop] += codes[:, start:stop].T @ error
-    # The tail of the first cell holds every level; so does the bias.
-    return Computed(loss, errors, residual, seen, limits, grad_pre, grad_W, tails[0][0].sum(0))
+    return Computed(loss, errors, residual, seen, limits, grad_pre, grad_W, levels.grad_bias, levels.grad_scale)

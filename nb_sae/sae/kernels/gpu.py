@@ -58,7 +58,7 @@ def gpu(
         place, order = torch.sort(place, stable=True)
         values, flat, latents, bucket = values[order], flat[order], latents[order], bucket[order]
     sums = bag_sum(latents, _edges(place, batch * cells), values, W).view(batch, len(plan.budgets), -1, W.shape[1])
-    levels = Levels(target, b_dec, row_weights, plan)
+    levels = Levels(target, b_dec, row_weights, plan, scale)
     for number in range(len(plan.budgets)):
         levels.add(sums[:, number].unbind(1))
     loss, errors, residual = levels.finish()
@@ -72,7 +72,7 @@ def gpu(
     grad_pre = torch.zeros_like(pre).view(-1).index_copy_(0, flat, dots.to(pre.dtype)).view_as(pre)
     ordered, order = torch.sort(latents, stable=True)
     grad_decoder = bag_sum(place[order], _edges(ordered, d_sae), values[order], table)
-    return Computed(loss, errors, residual, seen, limits, grad_pre, grad_decoder, tails[0][0].sum(0))
+    return Computed(loss, errors, residual, seen, limits, grad_pre, grad_decoder, levels.grad_bias, levels.grad_scale)
 
 
 def _selected(pre: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:

@@ -105,6 +105,8 @@ class Computed:
     grad_pre: Tensor | None = None
     grad_decoder: Tensor | None = None
     grad_bias: Tensor | None = None
+    grad_scale: Tensor | None = None
+    """Of the levels' factors; None where there are none."""
 
 
 class Levels:
@@ -113,40 +115,68 @@ class Levels:
     Keeps `(batch, d_out)` per level, never anything of width d_sae.
     """
 
-    def __init__(self, target: Tensor, b_dec: Tensor, row_weights: Tensor | None, plan: Plan) -> None:
+    def __init__(
+        self, target: Tensor, b_dec: Tensor, row_weights: Tensor | None, plan: Plan, scale: Tensor | None = None
+    ) -> None:
         self.plan, self.target, self.row_weights = plan, target, row_weights
+        self.scale = None if scale is None else scale.detach().to(target.dtype)
+        self.grad_bias: Tensor | None = None
+        self.grad_scale: Tensor | None = None
         self._base = b_dec.to(target.dtype) - target
         self._groups: list[Tensor | None] = [None] * len(plan.widths)
         self._differences: list[Tensor] = []
+        self._squares: Tensor = self._base
 
-    def add(self, cells: Sequence[Tensor]) -> None:
-        """The next bucket, one `(batch, d_out)` per group."""
-        difference = self._base
-        for group, cell in enumerate(cells):
-            before = self._groups[group]
-            total = self._groups[group] = cell.to(difference.dtype) if before is None else before + cell
-            difference = difference + total
-            self._differences.append(difference)
+    def add(self, cells: Sequence[Tensor] | None) -> None:
+        """The next bucket, one `(batch, d_out)` per group; None: it is empty."""
+        x_hat: Tensor | None = None
+        for group in range(len(self.plan.widths)):
+            total = self._groups[group]
+            if cells is not None:
+                cell = cells[group].to(self._base.dtype)
+                total = self._groups[group] = cell if total is None else total + cell
+            if total is None:
+                total = torch.zeros_like(self._base)
+            x_hat = total if x_hat is None else x_hat + total
+            if self.scale is None:
+                self._differences.append(self._base + x_hat)
+            else:
+                self._differences.append(torch.addcmul(self._base, x_hat, self.scale[len(self._differences)]))
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, errors and residual."""
-        rows = torch.stack([torch.linalg.vector_norm(d, dim=1) for d in self._differences]).square()
-        rows = rows / self.target.shape[1]
+        squares = torch.stack([torch.linalg.vector_norm(d, dim=1) for d in self._differences]).square()
+        self._squares = squares
+        rows = squares / self.target.shape[1]
         weights = torch.tensor(self.plan.weights, dtype=rows.dtype).to(rows.device, non_blocking=True)
         weighted = rows if self.row_weights is None else rows * self.row_weights
         return weights @ weighted.mean(1), rows.mean(1), -self._differences[-1]
 
     def tails(self) -> list[list[Tensor]]:
-        """∂loss/∂cell of each cell: the weighted errors of all levels that hold it. Uses up what was kept."""
+        """∂loss/∂cell of each cell: the weighted errors of all levels that hold it. Uses up what was kept.
+
+        Leaves the gradients of the bias and of the levels' factors in `grad_bias` and `grad_scale`.
+        """
         plan, wide = self.plan, len(self.plan.widths)
         scale = 2 / self.target.numel()
+        of_bias: Tensor | None = None
+        of_scale: list[Tensor] = []
         tails: list[list[Tensor]] = []
         for bucket in reversed(range(len(plan.budgets))):
             row: list[Tensor] = []
             for group in reversed(range(wide)):
-                tail = self._differences.pop().mul_(scale * plan.weight(bucket, group))
+                level, factor = bucket * wide + group, scale * plan.weight(bucket, group)
+                tail = self._differences.pop()
+                if self.scale is not None:  # x̂ − b = (difference − base) / factor of the level
+                    along = self._squares[level] - torch.linalg.vecdot(tail, self._base)
+                    along = along if self.row_weights is None else along * self.row_weights
+                    of_scale.append(along.sum() * factor / self.scale[level])
+                tail.mul_(factor)
                 if self.row_weights is not None:
                     tail.mul_(self.row_weights[:, None])
+                if self.scale is not None:
+                    of_bias = tail.sum(0) if of_bias is None else of_bias + tail.sum(0)
+                    tail.mul_(self.scale[level])
                 if row:
                     tail.add_(row[-1])
                 row.append(tail)
@@ -157,4 +187,7 @@ class Levels:
             for group in range(wide):
                 earlier[group].add_(later[group])
         tails.reverse()
+        # The tail of the first cell holds every level, and so does the bias, but without the levels' factors.
+        self.grad_bias = tails[0][0].sum(0) if of_bias is None else of_bias
+        self.grad_scale = torch.stack(of_scale[::-1]) if of_scale else None
         return tails

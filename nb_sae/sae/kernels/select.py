@@ -59,30 +59,26 @@ class Selected:
     limits: list[int]
 
 
-def by_rows(function: Callable[[slice], Any], rows: int, block: int | None = None) -> list[Any]:
-    """Run a function on blocks of rows in as many threads as torch uses; it gains by letting go of Python's lock."""
+def by_rows(function: Callable[[slice], Any], rows: int) -> list[Any]:
+    """Run a function on as many parts of the rows as torch uses threads, each in a thread of its own."""
     threads = min(torch.get_num_threads(), rows)
     edges = np.linspace(0, rows, threads + 1).astype(int).tolist()
     parts = [slice(start, stop) for start, stop in pairwise(edges)]
-
-    def run(part: slice) -> list[Any]:
-        size = block or part.stop - part.start
-        return [function(slice(i, min(i + size, part.stop))) for i in range(part.start, part.stop, size)]
-
     if threads <= 1:
-        return run(parts[0])
+        return [function(parts[0])]
     with ThreadPoolExecutor(threads) as pool:
-        return [result for results in pool.map(run, parts) for result in results]
+        return list(pool.map(function, parts))
 
 
-def positive_bits(pre: Tensor) -> Array:
-    """Bits of relu(pre) as integers, 0 where pre is not positive."""
-    return pre.contiguous().view(BITS[pre.dtype]).clamp_min(0).numpy()
+def float_bits(pre: Tensor) -> Array:
+    """Bits of floats as integers, not copied: above 0 where the float is, and then in its order."""
+    return pre.contiguous().view(BITS[pre.dtype]).numpy()
 
 
 def count_positive(bits: Array) -> Array:
     """Positive latents of each row."""
-    return np.concatenate(by_rows(lambda rows: np.count_nonzero(bits[rows], axis=1), len(bits), BLOCK_ROWS))
+    positive = bits > 0
+    return np.array([np.count_nonzero(row) for row in positive])  # without an axis it is vectorised
 
 
 def select(
@@ -91,7 +87,7 @@ def select(
     """Nested selection; of equal values the earlier latent is taken.
 
     Args:
-        bits: What `positive_bits` gives.
+        bits: What `float_bits` gives.
         budgets: Ascending.
         listed: Buckets that are wanted as lists; the others are marked in `first`.
         everything: The last budget takes all that is positive, however much that is.
@@ -108,7 +104,7 @@ def select(
     latents = {bucket: np.empty((len(bits), many), dtype=np.int32) for bucket, many in added.items()}
     values = {bucket: np.empty((len(bits), many), dtype=bits.dtype) for bucket, many in added.items()}
     work = _Rows(bits, first, budgets, everything, ascending, latents, values)
-    limits = _limits(by_rows(work, len(bits), BLOCK_ROWS))
+    limits = _limits([found for part in by_rows(work, len(bits)) for found in part])
     edges = {bucket: np.arange(len(bits) + 1) * many for bucket, many in added.items()}
     return Selected({b: Hits(latents[b].ravel(), values[b].ravel(), edges[b]) for b in listed}, first, limits)
 
@@ -145,13 +141,26 @@ class _Rows:
         self.kind = np.int32 if self.shift == 16 else np.int64
         self.numbers = np.arange(d_sae - 1, -1, -1, dtype=self.kind)
 
-    def __call__(self, rows: slice) -> list[int]:
+    def __call__(self, part: slice) -> list[list[int]]:
+        size, d_sae = min(BLOCK_ROWS, part.stop - part.start), self.bits.shape[1]
+        # Room for one block, used again for the next: fresh memory costs more than what is done with it.
+        room = np.empty((2, size, d_sae), dtype=self.kind), np.empty((2, size, d_sae), dtype=bool)
+        starts = range(part.start, part.stop, size)
+        return [self._block(slice(start, min(start + size, part.stop)), *room) for start in starts]
+
+    def _block(self, rows: slice, numbers: Array, marks: Array) -> list[int]:
         budgets, d_sae = self.budgets, self.bits.shape[1]
         bits, none = self.bits[rows], len(budgets)
         marked = [bucket for bucket in range(none) if bucket not in self.latents]
-        keys = np.left_shift(bits, self.shift, dtype=self.kind)
-        keys |= self.numbers
-        ordered, low = keys.copy() if marked else keys, 0
+        (keys, ordered), (mine, other) = numbers[:, : len(bits)], marks[:, : len(bits)]
+        np.maximum(bits, 0, out=keys)
+        np.left_shift(keys, self.shift, out=keys)
+        np.bitwise_or(keys, self.numbers, out=keys)
+        if marked:
+            np.copyto(ordered, keys)
+        else:
+            ordered = keys
+        low = 0
         edges = np.zeros((none, len(bits)), dtype=self.kind)  # the smallest key of each budget
         for bucket in reversed(range(none)):
             if self.everything and bucket == none - 1 and bucket in marked:
@@ -168,10 +177,12 @@ class _Rows:
             first = self.first[rows]
             first.fill(none)
             for bucket in marked:
-                mine = keys >= np.maximum(edges[bucket], 1 << self.shift)[:, None]
+                np.greater_equal(keys, np.maximum(edges[bucket], 1 << self.shift)[:, None], out=mine)
                 if bucket:
-                    mine &= keys < edges[bucket - 1][:, None]
-                first -= mine.view(np.uint8) * np.uint8(none - bucket)
+                    np.less(keys, edges[bucket - 1][:, None], out=other)
+                    np.logical_and(mine, other, out=mine)
+                np.multiply(mine.view(np.uint8), np.uint8(none - bucket), out=other.view(np.uint8))
+                np.subtract(first, other.view(np.uint8), out=first)
         return [self._least(edges[bucket] >> self.shift, bits) for bucket in range(none)]
 
     def _write(self, bucket: int, rows: slice, keys: Array) -> None:
