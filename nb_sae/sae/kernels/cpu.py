@@ -163,10 +163,18 @@ class _Pass:
         if not gradients:
             return Computed(loss, errors, residual, seen, limits)
         tails = self.levels.tails()
-        grad_bias = tails[0][0].sum(0)
+        levels = self.levels
         grad_pre = self._grad_pre(tails, scratch)
         return Computed(
-            loss, errors, residual, seen, limits, grad_pre, self._decoder_gradient(tails, scratch), grad_bias
+            loss,
+            errors,
+            residual,
+            seen,
+            limits,
+            grad_pre,
+            self._decoder_gradient(tails, scratch),
+            levels.grad_bias,
+            levels.grad_scale,
         )
 
     def _scratch(self) -> Array:
@@ -288,8 +296,9 @@ class _Pass:
         edges = np.searchsorted(order, np.arange(self.d_sae + 1) << (shift + low))
         order >>= low
         order &= (1 << shift) - 1
-        values = torch.from_numpy(bits).view(self.dtype)
-        return gathered(torch.from_numpy(order), torch.from_numpy(edges), values, table, torch.float32)
+        kind = np.int32 if len(order) < 2**31 else np.int64
+        places, offsets = torch.from_numpy(order.astype(kind)), torch.from_numpy(edges.astype(kind))
+        return gathered(places, offsets, torch.from_numpy(bits).view(self.dtype), table, torch.float32)
 
 
 def _merge(bits: Array, plan: Plan) -> tuple[Plan, bool]:

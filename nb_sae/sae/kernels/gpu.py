@@ -43,7 +43,14 @@ def pays(pre: Tensor, plan: Plan) -> bool:
 
 
 def gpu(
-    target: Tensor, pre: Tensor, W_dec: Tensor, b_dec: Tensor, row_weights: Tensor | None, plan: Plan, gradients: bool
+    target: Tensor,
+    pre: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    row_weights: Tensor | None,
+    plan: Plan,
+    gradients: bool,
+    scale: Tensor | None = None,
 ) -> Computed:
     """See `nb_sae.sae.nested.nested_loss`."""
     batch, d_sae = pre.shape
