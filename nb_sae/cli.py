@@ -1,4 +1,4 @@
-"""The command `nb-sae`: demo, report, doctor."""
+"""The command `nb-sae`: demo, collect, train, report, doctor."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nb-sae", description="Interpret CLIP and language models in a notebook.")
     parser.add_argument("--version", action="version", version=f"nb_sae {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | report | doctor")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | collect | train | report | doctor")
     _add_demo(commands)
+    _add_collect(commands)
+    _add_train(commands)
     _add_report(commands)
     doctor = commands.add_parser("doctor", help="show versions, devices and what to do about each problem")
     doctor.set_defaults(run=_doctor)
@@ -78,6 +80,44 @@ def _add_demo(commands: Any) -> None:
     )
     _add_looks(demo)
     demo.set_defaults(run=_demo)
+
+
+def _add_collect(commands: Any) -> None:
+    collect = commands.add_parser(
+        "collect",
+        help="run a model over images or texts and store the activations of a site",
+        description="Run a model over images or texts once and store the rows of one site. Called again, it goes on "
+        "where it stopped. Under torchrun every process collects its share.",
+    )
+    inputs = collect.add_mutually_exclusive_group(required=True)
+    inputs.add_argument("--images", metavar="FOLDER", type=Path, help="a folder of images, for a CLIP")
+    inputs.add_argument("--texts", metavar="FILE", type=Path, help="a text file, one text a line, for a language model")
+    collect.add_argument("--model", metavar="NAME", default="demo", help="as for load_clip or load_lm: demo")
+    collect.add_argument("--pretrained", metavar="TAG", help="open_clip's tag of the weights")
+    collect.add_argument("--site", required=True, help="a name from model.hook_names()")
+    collect.add_argument("--out", metavar="PATH", required=True, help="folder of the store, or an address for fsspec")
+    collect.add_argument("--tokens", choices=("all", "cls", "patches"), default="all", help="which rows of an input")
+    collect.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="on disk")
+    collect.add_argument("--context-tokens", metavar="N", type=_positive, help="length of a context of texts")
+    collect.add_argument("--device", help="a GPU if there is one")
+    collect.set_defaults(run=_collect)
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a dictionary as a TOML file says",
+        description="Train as a TOML file says, by the same code as in a notebook. Ctrl-C saves and stops. Under "
+        "torchrun every process trains on its share.",
+    )
+    train.add_argument("file", type=Path, help="sections [store], [sae], [train], [output]")
+    train.add_argument("--resume", action="store_true", help="go on from what is saved there; begin if nothing is")
+    train.add_argument("--device", help="a GPU if there is one")
+    train.add_argument(
+        "--latent-shares", metavar="N", type=_positive, default=1, help="split the dictionary over N processes"
+    )
+    train.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    train.set_defaults(run=_train)
 
 
 def _add_report(commands: Any) -> None:
@@ -161,6 +201,45 @@ def _shipped_notebook(name: str) -> Path:
         if path.is_file():
             return path
     raise InputNotFoundError(f"The notebook {name} is missing from this installation. Reinstall nb_sae.")
+
+
+def _collect(arguments: argparse.Namespace) -> int:
+    import nb_sae as ns
+
+    if arguments.images is not None:
+        model = ns.load_clip(arguments.model, pretrained=arguments.pretrained, device=arguments.device)
+        inputs: Any = ns.images(arguments.images)
+    else:
+        model = ns.load_lm(arguments.model, device=arguments.device)
+        try:
+            lines = arguments.texts.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise InputNotFoundError(f"--texts {arguments.texts} cannot be read ({error}).") from error
+        inputs = ns.texts([line for line in lines if line], context_tokens=arguments.context_tokens)
+    store = ns.ActivationStore.collect(
+        model, inputs, site=arguments.site, path=arguments.out, tokens=arguments.tokens, dtype=arguments.dtype
+    )
+    print(store)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    import signal
+
+    from nb_sae.train_file import train_from_file
+
+    # What a cluster sends before it takes a machine away is a stop button too.
+    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        session = train_from_file(
+            arguments.file, resume=arguments.resume, device=arguments.device, latent_shares=arguments.latent_shares,
+            progress=not arguments.quiet,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if session.stopped_early and session.group.is_main:
+        print(f"nb-sae: interrupted and saved. Go on with: nb-sae train --resume {arguments.file}", file=sys.stderr)
+    return _EXIT_INTERRUPTED if session.stopped_early else 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

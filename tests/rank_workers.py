@@ -6,17 +6,27 @@ They are forked from a server that has imported torch but never used polars, who
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import planted
 import torch
 import torch.distributed as dist
 from store_fakes import SMALL, FakeInputs, FakeModel, colours
 
-from nb_sae.sae import sharded
+from nb_sae import cli
+from nb_sae.errors import ConfigError
+from nb_sae.sae import distributed, sharded
+from nb_sae.sae.config import SAEConfig
 from nb_sae.sae.distributed import Ranks
+from nb_sae.sae.session import Session
+from nb_sae.sae.training import TrainConfig
 from nb_sae.store import ActivationStore
 
 ITEMS = [*colours(30), None, *colours(10)]
@@ -38,6 +48,14 @@ def collect(
     """Collect as one of several ranks."""
     inputs = FakeInputs(ITEMS if items is None else items, seconds=seconds)
     return ActivationStore.collect(FakeModel(), inputs, site="tokens", path=path, rank=rank, world=world, **SMALL)
+
+
+def command_line(words: list[str], said: Path) -> None:
+    """The command `nb-sae`, its messages in a file, its code as that of the process."""
+    with said.open("w") as messages:
+        sys.stdout = sys.stderr = messages
+        code = cli.main(words)
+    os._exit(code)
 
 
 def in_group(work: str, rank: int, world: int, folder: Path, **settings: Any) -> None:
@@ -121,3 +139,67 @@ def collectives(rank: int, world: int) -> dict[str, Any]:
         "whole": group.gather_latents(weights["W_dec"], 0), "clipped": (weights["W_dec"].grad, weights["b_dec"].grad),
         "stops": stops,
     }  # fmt: skip
+
+
+def planted_source() -> ActivationStore:
+    """Rows in float64 from more atoms than the dictionary finds at once, so that some latents die."""
+    directions = planted.atoms(64, 16)
+    rows, _ = planted.sparse_rows(directions, 1600, active=3)
+    return ActivationStore.from_tensor(rows.double() + 0.3, site="planted")
+
+
+CONFIGS: dict[str, Callable[[], SAEConfig]] = {
+    "msae": lambda: SAEConfig.msae(d_sae=240, budgets=(1, 2, 4), level_weights=(3, 2, 1)),
+    "widths": lambda: SAEConfig.msae(d_sae=96, budgets=(2, 8), widths=(24, 96), loss="nmse"),
+    "tied": lambda: SAEConfig.k_sparse(4, d_sae=96),
+    "jump_relu": lambda: SAEConfig.jump_relu(4.0, d_sae=96),
+    "gated": lambda: SAEConfig.gated(d_sae=96),
+    "relu": lambda: SAEConfig.relu(d_sae=96),
+    "batch_topk": lambda: SAEConfig.batch_topk(4, d_sae=96),
+}
+TRAIN = TrainConfig(
+    rows=50 * 64, batch_rows=64, dtype="float64", dead_after_rows=320, aux_weight=0.5, grad_clip=0.5, ema_decay=0.9,
+    project_gradient=True, log_every=10, seed=3,
+)  # fmt: skip
+
+
+def train(
+    rank: int, world: int, *, kind: str, latent_shares: int = 1, saved: Path | None = None, resume: bool = False,
+    die_at: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train 50 steps in a group, or alone; the weights, and the log without its clock."""
+    group = distributed.join(latent_shares)
+    source = planted_source()
+    if resume and saved is not None:
+        session = Session.load(saved, source, group=group)
+    else:
+        saving = {} if saved is None else {"save_to": saved, "save_every_rows": 640}
+        session = Session(source, CONFIGS[kind](), TRAIN, group=group, progress=False, **saving)
+    if die_at is not None:
+        session.run(steps=die_at - session.step, progress=False)
+        if rank == world - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    session.run(progress=False)
+    dictionary = session.dictionary
+    weights = {name: tensor.clone() for name, tensor in dictionary._tensors().items()}
+    own = {name: parameter.detach().clone() for name, parameter in session.sae.named_parameters()}
+    return {"weights": weights, "own": own, "log": session.log.drop("seconds").to_dicts(), "step": session.step}
+
+
+def refusals(rank: int, world: int) -> dict[str, str]:
+    """What a split dictionary, and batches that do not divide, are answered."""
+    source, split, rows = planted_source(), Ranks(latent_shares=2), Ranks()
+    plan = replace(TRAIN, batch_rows=63)
+    attempts = {
+        "jump_relu": lambda: Session(source, CONFIGS["jump_relu"](), TRAIN, group=split, progress=False),
+        "batch_topk": lambda: Session(source, CONFIGS["batch_topk"](), TRAIN, group=split, progress=False),
+        "odd": lambda: Session(source, SAEConfig.topk(3, d_sae=97), TRAIN, group=split, progress=False),
+        "batch": lambda: Session(source, CONFIGS["msae"](), plan, group=rows, progress=False).run(progress=False),
+    }
+    said = {}
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except ConfigError as error:
+            said[name] = str(error)
+    return said

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rank_workers import nested_problem, together
+from rank_workers import in_group, nested_problem, planted_source, start, together, train
 
 from nb_sae.errors import ConfigError
 from nb_sae.sae import distributed
 from nb_sae.sae.dead import dead_latent_loss
 from nb_sae.sae.distributed import Alone
 from nb_sae.sae.nested import nested_loss
+from nb_sae.sae.session import Session
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> None:
@@ -69,3 +70,76 @@ def test_one_process_is_alone_and_asks_for_no_other(monkeypatch):
         distributed.join(latent_shares=2)
     with pytest.raises(ConfigError, match="processes=0"):
         distributed.launch(print, processes=0)
+
+
+# ── training ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def same_training(found: list[dict], alone: dict) -> None:
+    """Weights to 1e-8, and the log but for its clock."""
+    for one in found:
+        for name, weight in alone["weights"].items():
+            torch.testing.assert_close(one["weights"][name], weight, rtol=1e-6, atol=1e-7)
+        planned = [line for line in one["log"] if line["step"] % 10 == 0]  # a run that ends in between adds a line
+        for line, expected in zip(planned, alone["log"], strict=True):
+            assert line == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["msae", "widths", "tied", "jump_relu", "gated", "relu"])
+def test_two_processes_train_what_one_trains_on_the_same_batches(tmp_path, kind):
+    """50 steps in float64, with dead latents, clipping, projection and averaging, to 1e-8."""
+    alone = train(0, 1, kind=kind)
+    found = together("train", tmp_path, kind=kind)
+    same_training(found, alone)
+    for name, parameter in alone["own"].items():
+        torch.testing.assert_close(found[0]["own"][name], parameter, rtol=0, atol=1e-8)
+        assert torch.equal(found[0]["own"][name], found[1]["own"][name]), "the processes drift apart"
+    if kind == "msae":
+        assert alone["log"][-1]["dead"] > 0.2, "the auxiliary loss was not tested"
+
+
+@pytest.mark.parametrize("kind", ["msae", "widths", "tied"])
+def test_a_split_dictionary_trains_to_that_of_one_process(tmp_path, kind):
+    alone = train(0, 1, kind=kind)
+    found = together("train", tmp_path, kind=kind, latent_shares=2)
+    same_training(found, alone)
+    for name, parameter in alone["own"].items():
+        parts = [one["own"][name] for one in found]
+        if name in ("b_dec", "log_level_scale"):
+            torch.testing.assert_close(parts[0], parameter, rtol=0, atol=1e-8)
+            assert torch.equal(parts[0], parts[1])
+        else:
+            whole = torch.cat(parts, 1 if name == "W_enc" else 0)
+            torch.testing.assert_close(whole, parameter, rtol=0, atol=1e-8)
+
+
+def test_rows_and_latents_shared_out_at_once_train_the_same(tmp_path):
+    same_training(together("train", tmp_path, world=4, kind="msae", latent_shares=2), train(0, 1, kind="msae"))
+
+
+@pytest.mark.parametrize("latent_shares", [1, 2])
+def test_a_killed_rank_resumes_from_the_last_save_with_nothing_lost(tmp_path, latent_shares):
+    """A rank is killed after 34 steps, the last save is of step 30; what comes of it is what comes without."""
+    alone = train(0, 1, kind="msae")
+    saved = tmp_path / "session"
+    (tmp_path / "first").mkdir()
+    settings = {"kind": "msae", "latent_shares": latent_shares, "saved": saved}
+    killed = [start(in_group, "train", rank, 2, tmp_path / "first", die_at=34, **settings) for rank in range(2)]
+    killed[1].join(100)
+    assert killed[1].exitcode == -9
+    killed[0].join(100)  # gloo tells the survivor at the next exchange
+    assert killed[0].exitcode not in (0, None)
+    assert Session.load(saved).step in (30, 34)  # 34 where the survivor ended its run before it noticed
+    (tmp_path / "second").mkdir()
+    found = together("train", tmp_path / "second", resume=True, **settings)
+    same_training(found, alone)
+    # What two processes saved, one can go on with: nothing in it depends on their number.
+    assert Session.load(saved, planted_source()).finished
+
+
+def test_what_cannot_be_split_is_refused_at_the_start(tmp_path):
+    for found in together("refusals", tmp_path):
+        assert "sparsity='jump_relu' cannot be split" in found["jump_relu"]
+        assert "sparsity='batch_top_k' cannot be split" in found["batch_topk"]
+        assert "d_sae=97 cannot be split evenly" in found["odd"]
+        assert "63 rows cannot be shared out evenly among 2" in found["batch"]

@@ -20,7 +20,7 @@ from nb_sae.errors import ConfigError, MissingDependencyError
 AGREE_EVERY = 16
 """Steps between two exchanges about stopping; on a GPU every exchange waits for the device."""
 LATENT_DIM = {"W_dec": 0, "W_enc": 1, "b_enc": 0, "silent_rows": 1}
-"""The axis along which each tensor of training is split; `b_dec` and what is not named is whole everywhere."""
+"""The axis along which each tensor of training is split; what is not named is whole everywhere."""
 
 
 class Group(Protocol):
@@ -300,7 +300,7 @@ class Ranks:
         """
         if self.latent_shares == 1:
             return
-        unknown = set(parameters) - {*LATENT_DIM, "b_dec"}
+        unknown = set(parameters) - {*LATENT_DIM, "b_dec", "log_level_scale"}
         if unknown:
             raise ConfigError(
                 f"latent_shares={self.latent_shares}: a dictionary with {', '.join(sorted(unknown))} cannot be split. "

@@ -45,10 +45,30 @@ def whole(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
     """The inverse, on every process, in main memory; every process must ask."""
     if group.latent_shares == 1:
         return dict(tensors)
+    split = {name: (value, _dim(name, value)) for name, value in tensors.items()}
     return {
-        name: value if (dim := _dim(name, value)) is None else group.gather_latents(value, dim).cpu()
-        for name, value in tensors.items()
+        name: (value if dim is None else group.gather_latents(value, dim)).cpu() for name, (value, dim) in split.items()
     }
+
+
+def to_main(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
+    """The same on the main process alone, tensor by tensor in main memory: whole ones may not fit on a device."""
+    if group.latent_shares == 1:
+        return dict(tensors)
+    found: dict[str, Tensor] = {}
+    if group.rank >= group.latent_shares:  # not of the main process's dictionary but of a copy
+        return found
+    for name, value in tensors.items():
+        dim, part = _dim(name, value), value.detach().cpu()
+        if dim is None:
+            found[name] = part
+            continue
+        part = part.movedim(dim, 0).contiguous()
+        parts = [torch.empty_like(part) for _ in range(group.latent_shares)] if group.is_main else None
+        dist.gather(part, parts, dst=0, group=group.latent_group)
+        if parts is not None:
+            found[name] = torch.cat(parts).movedim(0, dim).contiguous()
+    return found
 
 
 def _dim(name: str, value: Tensor) -> int | None:
@@ -69,6 +89,7 @@ def nested_loss(
     budgets: Sequence[int],
     level_weights: Sequence[float],
     widths: Sequence[int] | None = None,
+    level_scale: Float[Tensor, " levels"] | None = None,
     row_weights: Float[Tensor, " batch"] | None = None,
     selection: str = "row",
 ) -> NestedLoss:
@@ -95,8 +116,9 @@ def nested_loss(
         entries["cell"] = entries["cell"] * len(groups) + wider
     weights = torch.tensor(tuple(level_weights), dtype=target.dtype, device=target.device)
     out = _Split.apply(
-        target.detach(), pre, W_dec, b_dec, row_weights, weights.view(len(budgets), len(groups)), entries, group
-    )
+        target.detach(), pre, W_dec, b_dec, row_weights, weights.view(len(budgets), len(groups)), entries, group,
+        torch.ones_like(weights) if level_scale is None else level_scale,
+    )  # fmt: skip
     loss, errors, residual = out  # pyright: ignore[reportGeneralTypeIssues]
     return NestedLoss(loss, errors, residual, entries["fired"], entries["thresholds"])
 
@@ -134,7 +156,7 @@ class _Split(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, target: Tensor, pre: Tensor, W_dec: Tensor, b_dec: Tensor, row_weights: Tensor | None,
-        weights: Tensor, entries: dict[str, Tensor], group: Any,
+        weights: Tensor, entries: dict[str, Tensor], group: Any, level_scale: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         budgets, widths = weights.shape
         batch, d_out = target.shape
@@ -142,14 +164,16 @@ class _Split(torch.autograd.Function):
         value = pre[row, latent].to(W_dec.dtype)
         steps = _sums(latent, cell * batch + row, value, W_dec, bags=budgets * widths * batch)
         dist.all_reduce(steps, group=group.latent_group)
-        x_hat = steps.view(budgets, widths, batch, d_out).cumsum(0).cumsum(1).add_(b_dec).to(target.dtype)
-        difference = x_hat - target
+        factors = level_scale.detach().view(budgets, widths, 1, 1)
+        sums = steps.view(budgets, widths, batch, d_out).cumsum(0).cumsum(1)
+        difference = (sums * factors + b_dec).to(target.dtype) - target
         squares = difference.square().mean(-1)
         weighted = squares if row_weights is None else squares * row_weights
         loss = (weights * weighted.mean(-1)).sum()
         scale = 2 / target.numel() * (1 if row_weights is None else row_weights[:, None])
         # What a latent feels: the errors of its own level and of all that hold it, larger budgets and wider prefixes.
-        later = (weights[..., None, None] * difference).flip(0, 1).cumsum(0).cumsum(1).flip(0, 1) * scale
+        errors_felt = weights[..., None, None] * difference * scale
+        later = (errors_felt * factors).flip(0, 1).cumsum(0).cumsum(1).flip(0, 1)
         flat = later.view(-1, d_out).to(W_dec.dtype)
         place = cell * batch + row
         feels = torch.cat(
@@ -161,8 +185,9 @@ class _Split(torch.autograd.Function):
         grad_pre = torch.zeros_like(pre)
         grad_pre[row, latent] = feels.to(pre.dtype)
         grad_W = _sums(place, latent, value, flat, bags=len(W_dec))
-        grad_b = later[0, 0].sum(0) / group.latent_shares
-        ctx.save_for_backward(grad_pre, grad_W, grad_b.to(b_dec.dtype))
+        grad_b = errors_felt.sum((0, 1, 2)) / group.latent_shares
+        grad_scale = (errors_felt * sums).sum((2, 3)).flatten().to(level_scale.dtype) / group.latent_shares
+        ctx.save_for_backward(grad_pre, grad_W, grad_b.to(b_dec.dtype), grad_scale)
         errors, residual = squares.mean(-1).flatten(), -difference[-1, -1]
         ctx.mark_non_differentiable(errors, residual)
         return loss, errors, residual
@@ -170,8 +195,8 @@ class _Split(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        pre, W_dec, b_dec = (kept * grads[0].to(kept.dtype) for kept in ctx.saved_tensors)
-        return None, pre, W_dec, b_dec, None, None, None, None
+        pre, W_dec, b_dec, level_scale = (kept * grads[0].to(kept.dtype) for kept in ctx.saved_tensors)
+        return None, pre, W_dec, b_dec, None, None, None, None, level_scale
 
 
 def _sums(
