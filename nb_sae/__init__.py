@@ -25,10 +25,13 @@ _HOME = {
     "celeba": "nb_sae.data.celeba:celeba",
     "demo_faces": "nb_sae.data.faces:demo_faces",
     "ActivationStore": "nb_sae.store.activation_store:ActivationStore",
+    "ActivationStream": "nb_sae.store.stream:ActivationStream",
+    "pair": "nb_sae.store.paired:pair",
     "SAEConfig": "nb_sae.sae.config:SAEConfig",
     "TrainConfig": "nb_sae.sae.training:TrainConfig",
     "Session": "nb_sae.sae.session:Session",
     "train_sae": "nb_sae.sae.session:train_sae",
+    "train_together": "nb_sae.sae.together:train_together",
     "Dictionary": "nb_sae.sae.dictionary:Dictionary",
     "load_dictionary": "nb_sae.sae.formats.door:load_dictionary",
     "export_dictionary": "nb_sae.sae.formats.door:export_dictionary",
@@ -81,8 +84,11 @@ if TYPE_CHECKING:
     from nb_sae.sae.formats.hub import push_to_hub as push_to_hub
     from nb_sae.sae.session import Session as Session
     from nb_sae.sae.session import train_sae as train_sae
+    from nb_sae.sae.together import train_together as train_together
     from nb_sae.sae.training import TrainConfig as TrainConfig
     from nb_sae.store.activation_store import ActivationStore as ActivationStore
+    from nb_sae.store.paired import pair as pair
+    from nb_sae.store.stream import ActivationStream as ActivationStream
     from nb_sae.types import Edit as Edit
     from nb_sae.widgets.base import show as show
     from nb_sae.widgets.feature import FeatureDashboard as FeatureDashboard

@@ -1,11 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 
 import planted
 import pytest
@@ -17,7 +12,6 @@ from nb_sae.errors import (
     ConfigError,
     FormatError,
     InputNotFoundError,
-    NotEnoughMemoryError,
     PathExistsError,
     ShapeError,
     StoreError,
@@ -215,94 +209,7 @@ def test_rows_of_another_scale_width_or_model_are_refused(trained):
         dictionary.encode(rows[:, :32])
 
 
-# --- session -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_source() -> ns.ActivationStore:
-    rows, _ = planted.sparse_rows(planted.atoms(64, 16), 1_000)
-    return ns.ActivationStore.from_tensor(rows)
-
-
-CONFIG = ns.SAEConfig.msae(d_sae=64, budgets=(2, 4))
-TRAIN = ns.TrainConfig(rows=12_800, batch_rows=128)
-
-
-def test_run_in_pieces_equals_run_in_one(small_source):
-    whole = ns.Session(small_source, CONFIG, TRAIN, device="cpu").run(progress=False)
-    pieces = ns.Session(small_source, CONFIG, TRAIN, device="cpu")
-    for steps in (3, 7, 40, 1000):
-        if not pieces.finished:
-            pieces.run(steps=steps, progress=False)
-    assert pieces.step == whole.step == 100
-    assert torch.equal(pieces.dictionary.W_enc, whole.dictionary.W_enc)
-
-
-def test_saved_session_continues_bit_for_bit(small_source, tmp_path):
-    whole = ns.Session(small_source, CONFIG, TRAIN, device="cpu").run(progress=False)
-    half = ns.Session(small_source, CONFIG, TRAIN, device="cpu").run(steps=37, progress=False)
-    half.save(tmp_path / "s")
-    half.save(tmp_path / "s")
-    again = ns.Session.load(tmp_path / "s", small_source, device="cpu").run(progress=False)
-    assert torch.equal(again.dictionary.W_enc, whole.dictionary.W_enc)
-    assert again.log["step"].to_list() == whole.log["step"].to_list()
-    assert again.log["loss"].to_list() == whole.log["loss"].to_list()
-
-
-def test_loaded_session_without_rows_gives_its_dictionary_and_says_what_run_needs(small_source, tmp_path):
-    session = ns.Session(small_source, CONFIG, TRAIN, device="cpu").run(steps=5, progress=False)
-    session.save(tmp_path / "s")
-    loaded = ns.Session.load(tmp_path / "s", device="cpu")
-    assert torch.equal(loaded.dictionary.W_dec, session.dictionary.W_dec)
-    with pytest.raises(ConfigError, match="source=store"):
-        loaded.run(progress=False)
-
-
-def test_session_refuses_other_rows(small_source, tmp_path):
-    ns.Session(small_source, CONFIG, TRAIN, device="cpu").run(steps=5, progress=False).save(tmp_path / "s")
-    other, _ = planted.sparse_rows(planted.atoms(64, 16), 900)
-    with pytest.raises(StoreError, match="900 were given"):
-        ns.Session.load(tmp_path / "s", ns.ActivationStore.from_tensor(other), device="cpu")
-
-
-def test_an_interrupt_stops_after_the_step_and_loses_nothing(small_source):
-    session = ns.Session(small_source, CONFIG, TRAIN, device="cpu")
-    session.on_log = lambda record: os.kill(os.getpid(), signal.SIGINT) if record["step"] == 5 else None
-    session.run(progress=False)
-    assert session.stopped_early
-    assert session.step == 5
-    session.run(progress=False)
-    assert session.finished
-    whole = ns.Session(small_source, CONFIG, TRAIN, device="cpu").run(progress=False)
-    assert torch.equal(session.dictionary.W_enc, whole.dictionary.W_enc)
-
-
-def test_a_killed_save_leaves_the_session_before_readable(small_source, tmp_path):
-    script = textwrap.dedent(
-        f"""
-        import os, signal, sys
-        import torch, nb_sae as ns, nb_sae.sae.session as session_module
-        rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
-        source = ns.ActivationStore.from_tensor(rows)
-        config, train = ns.SAEConfig.msae(d_sae=32, budgets=(2, 4)), ns.TrainConfig(rows=10_000)
-        session = ns.Session(source, config, train, device="cpu").run(steps=5, progress=False)
-        session.save({str(tmp_path / "s")!r})
-        session.run(steps=5, progress=False)
-        session_module.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        session.save({str(tmp_path / "s")!r})
-        """
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert ns.Session.load(tmp_path / "s", device="cpu").step == 5
-
-
-def test_finished_session_says_how_to_go_on_and_extends(small_source):
-    session = ns.Session(small_source, CONFIG, TRAIN, device="cpu").run(progress=False)
-    with pytest.raises(ConfigError, match="extend"):
-        session.run(progress=False)
-    session.extend(1280).run(progress=False)
-    assert session.step == 110
+# --- settings ------------------------------------------------------------------------------------------------------
 
 
 def test_defaults_give_a_small_store_many_steps():
@@ -350,22 +257,6 @@ def test_settings_outside_the_method_are_refused(make, message):
 def test_reverse_weights_are_largest_on_the_sparsest_budget():
     config = ns.SAEConfig.msae(d_sae=64, budgets=(1, 2, 4), level_weights="reverse")
     assert config.normalised_weights == pytest.approx((3 / 6, 2 / 6, 1 / 6))
-
-
-def test_equal_rows_are_refused():
-    with pytest.raises(StoreError, match="All rows are equal"):
-        ns.Session(ns.ActivationStore.from_tensor(torch.ones(10, 4)), device="cpu")
-
-
-def test_running_out_of_memory_says_what_was_needed(small_source, monkeypatch):
-    session = ns.Session(small_source, CONFIG, TRAIN, device="cpu")
-
-    def exhausted(rows):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(session, "_train_step", exhausted)
-    with pytest.raises(NotEnoughMemoryError, match=r"needs about .* GiB.*Lower SAEConfig\.d_sae"):
-        session.run(progress=False)
 
 
 # --- metrics -----------------------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ class SAEConfig:
     level_weights: LevelWeights = "uniform"
     """Weight of each level's loss, always normalised: "uniform" (UW), "reverse" (RW: the sparsest counts most), or one
     number per budget (per width if only widths are nested), or per pair, budgets outer and widths inner."""
+    scale_levels: bool = True
+    """Every nested level learns one factor for its latents: few of them have to stand for what many say together."""
     tied: bool = False
     """The encoder is the transposed decoder."""
     encoder_scale: float = 0.2
@@ -137,7 +139,14 @@ class SAEConfig:
             budgets.append(budgets[-1] * 2)
         if budgets[-1] != d_sae:
             budgets.append(d_sae)
-        return cls(d_sae=d_sae, budgets=tuple(budgets), level_weights=level_weights, encoder_scale=0.01, loss=loss)
+        return cls(
+            d_sae=d_sae,
+            budgets=tuple(budgets),
+            level_weights=level_weights,
+            encoder_scale=0.01,
+            scale_levels=False,
+            loss=loss,
+        )
 
     @classmethod
     def topk(cls, k: int, *, expansion: int | None = 8, d_sae: int | None = None, **others: Any) -> Self:
@@ -217,6 +226,11 @@ class SAEConfig:
         if self.tied and d_out not in (None, d_in):
             raise ConfigError(f"tied=True needs rows in and out of one width; they are {d_in} and {d_out}.")
         return replace(self, d_sae=d_sae, budgets=budgets)
+
+    @property
+    def learns_scale(self) -> bool:
+        """Whether there are factors of levels to learn: several nested levels of a rule with budgets."""
+        return self.scale_levels and self.sparsity in BUDGETED and len(self.levels) > 1
 
     @property
     def levels(self) -> list[tuple[int | None, int | None]]:

@@ -12,7 +12,7 @@ from nb_sae.sae.sparsity import top_k
 
 
 def count_silence(
-    silent_rows: Float[Tensor, "budgets d_sae"], fired: Bool[Tensor, "budgets d_sae"], batch_rows: int
+    silent_rows: Float[Tensor, "budgets d_sae"], fired: Bool[Tensor, "budgets d_sae"], batch_rows: int | Tensor
 ) -> None:
     """Add a batch to the rows since each latent was last active within each budget; in place, on the device."""
     silent_rows.add_(batch_rows).masked_fill_(fired, 0)
@@ -24,11 +24,14 @@ def dead_latent_loss(
     W_dec: Float[Tensor, "d_sae d_out"],
     dead: Bool[Tensor, " d_sae"],
     k_aux: int,
+    *,
+    power: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """How badly the `k_aux` strongest dead latents explain what the others leave, as a fraction of it.
 
     `residual` is taken as given (no gradient); the size is fixed, so nothing waits for the device, and the loss is 0
-    when no latent is dead. The gradient reaches encoder and decoder of dead latents only.
+    when no latent is dead. The gradient reaches encoder and decoder of dead latents only. `power` is the mean square of
+    what is left, where these are not all rows of the batch.
 
     Source:
         Gao et al. 2024, Scaling and evaluating sparse autoencoders, arXiv:2406.04093, appendix A.2.
@@ -37,7 +40,8 @@ def dead_latent_loss(
     masked = torch.where(dead, pre, torch.full_like(pre, -torch.inf))
     values, indices = top_k(masked, k_aux)
     error = (target - decode_sparse(values, indices, W_dec)).square().mean()
-    return torch.where(dead.any(), error / target.square().mean().clamp_min(1e-12), 0.0)
+    power = target.square().mean() if power is None else power
+    return torch.where(dead.any(), error / power.clamp_min(1e-12), 0.0)
 
 
 @torch.no_grad()
@@ -60,11 +64,11 @@ def resample(
         Bricken et al. 2023, Towards Monosemanticity, appendix "Neuron resampling".
     """
     latents = dead.nonzero().flatten()
-    chance = residual.square().sum(-1).double()
+    chance = residual.square().sum(-1).cpu().double()  # MPS has no float64
     if not len(latents) or not float(chance.sum()) > 0:
         return 0
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.multinomial(chance.square().cpu(), len(latents), replacement=True, generator=generator).to(x.device)
+    rows = torch.multinomial(chance.square(), len(latents), replacement=True, generator=generator).to(x.device)
     sae.W_dec[latents] = F.normalize(residual[rows].to(sae.W_dec.dtype), dim=-1)
     if not sae.tied:
         living = sae.W_enc[:, ~dead]

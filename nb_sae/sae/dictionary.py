@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
@@ -40,7 +42,8 @@ class Dictionary:
 
     Args:
         weights: `W_enc (d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_out)`, `b_dec (d_out,)`; `threshold (d_sae,)`
-            where a latent is active only above it (JumpReLU, BatchTopK); `r_mag` and `b_mag (d_sae,)` of a gated one.
+            where a latent is active only above it (JumpReLU, BatchTopK); `r_mag` and `b_mag (d_sae,)` of a gated one;
+            `level_scale (budgets,)`, what each budget multiplies its latents by, the last being 1.
         budgets: Nested k's of a top-k rule, ascending; None for the other rules.
         sparsity: What makes a latent active. None: "top_k" with budgets, else "relu".
         widths: Nested prefixes of the dictionary; the last is d_sae.
@@ -71,6 +74,8 @@ class Dictionary:
         self.threshold: Tensor | None = extra.get("threshold")
         self.r_mag: Tensor | None = extra.get("r_mag")
         self.b_mag: Tensor | None = extra.get("b_mag")
+        scale = weights.get("level_scale")
+        self.level_scale: Tensor | None = None if scale is None else scale.detach().float()
         self.sparsity: Sparsity = sparsity or ("top_k" if budgets is not None else "relu")
         self.budgets = budgets
         self.widths = widths
@@ -144,6 +149,17 @@ class Dictionary:
         """Budgets that a row's latents, sorted by strength, fall into: those of a top-k rule, else all of `d_sae`."""
         return self.budgets if self.budgets is not None and self.sparsity == "top_k" else (self.d_sae,)
 
+    def scale_at(self, k: int) -> float:
+        """What latents are multiplied by when k of them are kept: learned for each budget, 1 for the largest.
+
+        Between two budgets it is interpolated over log k; outside them it is that of the nearest. 1 where none was
+        learned.
+        """
+        if self.level_scale is None or not self.budgets:
+            return 1.0
+        logs = [math.log(budget) for budget in self.budgets]
+        return float(np.interp(math.log(max(1, k)), logs, self.level_scale.cpu().numpy()))
+
     def to(self, device: torch.device | str) -> Dictionary:
         """The same dictionary on another device."""
         weights = {name: tensor.to(device) for name, tensor in self._tensors().items()}
@@ -166,8 +182,9 @@ class Dictionary:
 
         Args:
             x: `(rows, d_in)`.
-            k: Active latents per row: the k largest of ReLU(pre). None: the rule it was trained with (the largest
-                budget of a top-k, the threshold of BatchTopK and JumpReLU, the gate, every positive one of a ReLU).
+            k: Active latents per row: the k largest of ReLU(pre), times `scale_at(k)`. None: the rule it was trained
+                with (the largest budget of a top-k, the threshold of BatchTopK and JumpReLU, the gate, every positive
+                one of a ReLU).
             sparse: Give `(values, latent numbers)`, strongest first, in place of `(rows, d_sae)`; where the rule sets
                 no number, as many columns as the fullest row needs.
 
@@ -189,6 +206,7 @@ class Dictionary:
                 return latents
             pre, k = latents, max(1, int((latents > 0).sum(-1).max())) if len(latents) else 1
         values, indices = top_k(pre, k)
+        values = values * self.scale_at(k)
         return (values, indices) if sparse else to_dense(values, indices, self.d_sae)
 
     @torch.no_grad()
@@ -209,8 +227,21 @@ class Dictionary:
     def decode_levels(
         self, values: Float[Tensor, "rows k"], indices: Int[Tensor, "rows k"]
     ) -> list[Float[Tensor, "rows d_in"]]:
-        """One reconstruction per budget from latents sorted by strength, sparsest first."""
-        return nested_decode(values, indices, self.W_dec, self.b_dec, self.rank_budgets)
+        """One reconstruction per budget from the latents of the largest one, sorted by strength; sparsest first."""
+        return self.decode_prefixes(values, indices, self.rank_budgets)
+
+    @torch.no_grad()
+    def decode_prefixes(
+        self, values: Float[Tensor, "rows k"], indices: Int[Tensor, "rows k"], ks: Sequence[int]
+    ) -> list[Float[Tensor, "rows d_out"]]:
+        """x̂ at each k (ascending) from latents of the largest of them, sorted by strength; each is decoded once."""
+        x_hats = nested_decode(values, indices, self.W_dec, self.b_dec, ks)
+        whole = self.scale_at(ks[-1])
+        factors = [self.scale_at(k) / whole for k in ks]
+        return [
+            x_hat if factor == 1 else self.b_dec + factor * (x_hat - self.b_dec)
+            for x_hat, factor in zip(x_hats, factors, strict=True)
+        ]
 
     @torch.no_grad()
     def reconstruct(self, x: Float[Tensor, "rows d_in"], k: int | None = None) -> Float[Tensor, "rows d_out"]:
@@ -274,7 +305,10 @@ class Dictionary:
         if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
             raise PathExistsError(f"{folder} exists. Choose another path or pass overwrite=True.")
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self._tensors().items()}
+        # Copies: two of them may share their memory, which the format refuses.
+        tensors = {
+            name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in self._tensors().items()
+        }
         if self.mean is not None:
             tensors["mean"] = self.mean.cpu().contiguous()
         content = safetensors_bytes(tensors)
@@ -314,7 +348,7 @@ class Dictionary:
         return {"mean": self.mean, **{name: getattr(self, name) for name in _ABOUT}}
 
     def _tensors(self) -> dict[str, Tensor]:
-        named = {name: getattr(self, name) for name in (*_WEIGHTS, *_OPTIONAL)}
+        named = {name: getattr(self, name) for name in (*_WEIGHTS, *_OPTIONAL, "level_scale")}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def _check_rule(self) -> None:
@@ -323,6 +357,10 @@ class Dictionary:
                 raise ConfigError(f"sparsity={self.sparsity!r} has no budgets; budgets={self.budgets} were given.")
             if self.budgets[-1] > self.d_sae:
                 raise ConfigError(f"k={self.budgets[-1]} is larger than d_sae={self.d_sae}.")
+        if self.level_scale is not None and self.level_scale.shape != (len(self.budgets or ()),):
+            raise ShapeError(
+                f"level_scale {tuple(self.level_scale.shape)} must have one number for each of budgets={self.budgets}."
+            )
         if self.widths is not None and self.widths[-1] != self.d_sae:
             raise ConfigError(f"widths={self.widths} must end at d_sae={self.d_sae}.")
         needs = {"jump_relu": ("threshold",), "batch_top_k": ("threshold",), "gated": ("r_mag", "b_mag")}

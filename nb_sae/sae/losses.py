@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -113,12 +113,18 @@ def jump_relu(
 
 
 def l0_penalty(
-    pre: Float[Tensor, "batch d_sae"], threshold: Float[Tensor, " d_sae"], bandwidth: float, target_l0: float
+    pre: Float[Tensor, "batch d_sae"],
+    threshold: Float[Tensor, " d_sae"],
+    bandwidth: float,
+    target_l0: float,
+    mean: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """(L0 / target − 1)², whose gradient reaches the thresholds alone, and L0 itself.
+
+    `mean` makes of the L0 of these rows that of the whole batch, where several processes share it.
 
     Source:
         Rajamanoharan et al. 2024, Jumping Ahead, arXiv:2407.14435, appendix I.
     """
-    l0 = _Step.apply(pre, threshold, bandwidth).mean()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    l0 = mean(_Step.apply(pre, threshold, bandwidth).mean())  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
     return (l0 / target_l0 - 1).square(), l0.detach()

@@ -24,7 +24,9 @@ class SAE(nn.Module):
     Parameters are `W_enc (d_in, d_sae)` (absent if tied), `b_enc (d_sae,)`, `W_dec (d_sae, d_out)` with unit rows,
     `b_dec (d_out,)`; "jump_relu" adds `log_threshold (d_sae,)`, "gated" adds `r_mag` and `b_mag (d_sae,)` (its `b_enc`
     is the gate's bias). "batch_top_k" has the buffer `threshold (budgets,)`, estimated in training. With `d_out` it is
-    a transcoder: rows of one site in, rows of another out, and `b_dec` stays out of the encoder.
+    a transcoder: rows of one site in, rows of another out, and `b_dec` stays out of the encoder. With several `levels`
+    each learns one factor for all latents, `log_level_scale (levels,)`: few latents of a nested code are worth more
+    each than the same ones among many. `axes (d_in, d_in)` are the directions that rows are turned to before anything.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class SAE(nn.Module):
         budgets: Sequence[int] | None = None,
         tied: bool = False,
         encoder_scale: float = 0.2,
+        levels: int = 1,
+        principal_axes: bool = False,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -61,6 +65,17 @@ class SAE(nn.Module):
         if sparsity == "batch_top_k":
             self.register_buffer("threshold", torch.zeros(len(budgets or (0,)), dtype=dtype))
             self.threshold: Tensor
+        self.log_level_scale = nn.Parameter(torch.zeros(levels, dtype=dtype)) if levels > 1 else None
+        if principal_axes:
+            self.register_buffer("axes", torch.eye(d_in, dtype=dtype))
+            self.register_buffer("target_axes", None if d_out is None else torch.eye(d_out, dtype=dtype))
+        self.axes: Tensor | None = getattr(self, "axes", None)
+        self.target_axes: Tensor | None = getattr(self, "target_axes", None)
+
+    @property
+    def level_scale(self) -> Float[Tensor, " level"] | None:
+        """What each level multiplies the latents by, or None where there is one level."""
+        return None if self.log_level_scale is None else self.log_level_scale.exp()
 
     @property
     def d_sae(self) -> int:

@@ -46,13 +46,14 @@ def nested_loss(
     budgets: Sequence[int],
     widths: Sequence[int] | None = None,
     level_weights: Sequence[float],
+    level_scale: Float[Tensor, " levels"] | None = None,
     row_weights: Float[Tensor, " batch"] | None = None,
     selection: Selection = "row",
 ) -> NestedLoss:
     """Weighted reconstruction error of all levels, with exact gradients, each active latent touched once per pass.
 
     The reconstruction of budget k and width w is x̂ = b_dec + Σ relu(pre_j) W_dec_j over the latents j < w among the k
-    largest of the row; the loss is Σ_l level_weights_l · mean_n[row_weights_n · mean_d (target − x̂_l)²]. A latent
+    largest of the row, the sum times level_scale_l if that is given. The loss is Σ_l level_weights_l · mean_n[row_weights_n · mean_d (target − x̂_l)²]. A latent
     enters at one budget b(j) and one width c(j), so its gradient needs only the sum of the errors of the levels from
     there on. Weights are numbers, hence gradients are made while the levels are, and no level keeps a matrix of
     `(batch, d_sae)`.
@@ -67,6 +68,7 @@ def nested_loss(
         budgets: Ascending numbers of active latents per row, at most d_sae.
         widths: Ascending prefixes of the dictionary, the last being d_sae. None: the whole dictionary only.
         level_weights: One number per level, budgets outer and widths inner.
+        level_scale: One positive factor per level, with gradients; None: 1.
         row_weights: One number per row; None: 1.
         selection: "row": the k largest of each row. "batch": the k · batch largest of the whole batch.
 
@@ -90,7 +92,7 @@ def nested_loss(
         row_weights=row_weights,
         selection=selection,
     )
-    return NestedLoss(*_Nested.apply(target.detach(), pre, W_dec, b_dec, row_weights, plan))  # pyright: ignore
+    return NestedLoss(*_Nested.apply(target.detach(), pre, W_dec, b_dec, row_weights, plan, level_scale))  # pyright: ignore
 
 
 def _way(pre: Tensor, plan: Plan) -> Callable[..., Computed]:
@@ -117,13 +119,15 @@ class _Nested(torch.autograd.Function):
         b_dec: Tensor,
         row_weights: Tensor | None,
         plan: Plan,
+        level_scale: Tensor | None,
     ) -> tuple[Tensor, ...]:
         gradients = any(ctx.needs_input_grad)
         with torch.autocast(pre.device.type, enabled=False):  # pre's dtype says what to compute in
-            done = _way(pre, plan)(target, pre, W_dec, b_dec, row_weights, plan, gradients)
+            done = _way(pre, plan)(target, pre, W_dec, b_dec, row_weights, plan, gradients, level_scale)
         ctx.dtypes = pre.dtype, W_dec.dtype, b_dec.dtype
         if gradients:
             ctx.gradients = done.grad_pre, done.grad_decoder, done.grad_bias
+            ctx.grad_scale = None if level_scale is None else done.grad_scale
         rest = done.errors, done.residual, done.fired, done.thresholds
         ctx.mark_non_differentiable(*rest)
         return done.loss, *rest
@@ -135,4 +139,5 @@ class _Nested(torch.autograd.Function):
         if kept is None:
             raise RuntimeError("The gradients of this nested loss were used already. Compute the loss again.")
         pre, W_dec, b_dec = (_scaled(grad, grads[0]).to(dtype) for grad, dtype in zip(kept, ctx.dtypes, strict=True))
-        return None, pre, W_dec, b_dec, None, None
+        grad_scale = None if ctx.grad_scale is None else ctx.grad_scale * grads[0]
+        return None, pre, W_dec, b_dec, None, None, grad_scale

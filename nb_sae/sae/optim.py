@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError
 from nb_sae.sae.model import SAE
 from nb_sae.sae.training import TrainConfig
 
-THRESHOLD_HURRY = 10.0
-"""Learning rate of JumpReLU's log-thresholds over that of the weights: they have orders of magnitude to go."""
+HURRY = {"log_threshold": 10.0, "log_level_scale": 5.0}
+"""Learning rate over that of the weights: JumpReLU's thresholds have orders of magnitude to go, and a level's one
+factor has the gradient of all latents to follow."""
 
 LARGE = 2**20
 """Numbers in a weight matrix from which bfloat16 products pay for the casts on a CPU."""
@@ -46,13 +46,33 @@ def _computes_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def check_device(train: TrainConfig, device: torch.device) -> None:
+    """Refuse a precision that a device does not have.
+
+    Raises:
+        ConfigError: names both.
+    """
+    if device.type == "mps" and train.dtype == "float64":
+        raise ConfigError("dtype='float64': Apple's MPS has no float64. Use dtype='float32', or device='cpu'.")
+
+
+def has_fused_adam(device: torch.device) -> bool:
+    """Whether Adam runs in one kernel on this device, in this version of torch."""
+    try:
+        torch.optim.Adam([torch.zeros(1, device=device)], fused=True)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
 def make_optimizer(sae: SAE, train: TrainConfig, device: torch.device) -> torch.optim.Adam:
     """Adam, in one kernel where the device has it; its learning rate is set before every step."""
-    fused = device.type in ("cuda", "cpu", "mps", "xpu")
-    slow = [value for name, value in sae.named_parameters() if name != "log_threshold"]
+    fused = has_fused_adam(device)
+    slow = [value for name, value in sae.named_parameters() if name not in HURRY]
     groups: list[dict[str, Any]] = [{"params": slow, "rate_scale": 1.0}]
-    if hasattr(sae, "log_threshold"):
-        groups.append({"params": [sae.log_threshold], "rate_scale": THRESHOLD_HURRY})
+    for name, value in sae.named_parameters():
+        if name in HURRY:
+            groups.append({"params": [value], "rate_scale": HURRY[name]})
     return torch.optim.Adam(groups, lr=train.learning_rate, betas=train.betas, eps=train.eps, fused=fused)
 
 
@@ -65,16 +85,19 @@ def project_decoder_gradient(sae: SAE) -> None:
 
 
 @torch.no_grad()
-def unit_decoder(sae: SAE, *, encoder_follows: bool = False) -> None:
-    """Bring decoder rows to unit norm; `encoder_follows` scales the encoder so that no reconstruction changes."""
+def unit_decoder(sae: SAE, failed: Tensor | None = None, *, encoder_follows: bool = False) -> None:
+    """Bring decoder rows to unit norm; `encoder_follows` scales the encoder so that no reconstruction changes.
+
+    Where `failed` (a bool on the device) holds, every bit stays as it is.
+    """
+    norms = sae.W_dec.norm(dim=-1).clamp_min(1e-12)
+    if failed is not None:
+        norms = torch.where(failed, 1.0, norms)
+    sae.W_dec.div_(norms[:, None])
     if encoder_follows:
-        norms = sae.W_dec.norm(dim=-1).clamp_min(1e-12)
-        sae.W_dec.div_(norms[:, None])
         if not sae.tied:
             sae.W_enc.mul_(norms)
         sae.b_enc.mul_(norms)
-        return
-    F.normalize(sae.W_dec, dim=-1, out=sae.W_dec.data)
 
 
 class MovingAverage:
@@ -88,14 +111,11 @@ class MovingAverage:
         self.tensors = {name: value.detach().clone() for name, value in module.named_parameters()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        """Move towards the parameters as they are."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+    def update(self, module: nn.Module, step: int, failed: Tensor | None = None) -> None:
+        """Move towards the parameters as they are; not at all where `failed`, a bool on the device, holds."""
+        rate: float | Tensor = 1 - min(self.decay, (1 + step) / (10 + step))
+        if failed is not None:
+            rate = torch.where(failed, 0.0, rate)
         current = dict(module.named_parameters())
         for name, average in self.tensors.items():
-            average.lerp_(current[name].detach(), 1 - decay)
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Continue from saved averages."""
-        for name, value in tensors.items():
-            self.tensors[name].copy_(value)
+            average.lerp_(current[name].detach(), rate.to(average.dtype) if isinstance(rate, Tensor) else rate)

@@ -40,7 +40,7 @@ class Scale:
             raise StoreError(
                 f"The rows hold NaN or infinity: their mean square distance is {distance}. Collect them in float32."
             )
-        mean = torch.as_tensor(statistics.mean, device="cpu").to(device, torch.float32)
+        mean = torch.as_tensor(statistics.mean, device="cpu").float().to(device)
         return cls(mean, (len(mean) / distance) ** 0.5)
 
     def apply(self, rows: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
@@ -55,6 +55,14 @@ def start_bias(config: SAEConfig, rows: Float[Tensor, "rows d_out"], scale: Scal
     if config.bias_init == "geometric_median":
         return geometric_median(rows)
     return None
+
+
+@torch.no_grad()
+def principal_axes(rows: Float[Tensor, "rows d"]) -> Float[Tensor, "d d"]:
+    """Eigenvectors of the covariance of a sample of rows, one per column, weakest first; on the CPU in float64."""
+    exact = rows.detach().cpu().double()
+    exact = exact - exact.mean(0)
+    return torch.linalg.eigh(exact.T @ exact / max(1, len(exact))).eigenvectors
 
 
 def geometric_median(
@@ -87,6 +95,9 @@ def fold(
     named = {name: value.detach() for name, value in sae.named_parameters()} | (averaged or {})
     W_dec, b_dec, b_enc = named["W_dec"], named["b_dec"], named["b_enc"]
     W_enc = W_dec.T if sae.tied else named["W_enc"]
+    if sae.axes is not None:
+        back = sae.axes if sae.target_axes is None else sae.target_axes
+        W_enc, W_dec, b_dec = sae.axes @ W_enc, W_dec @ back.T, b_dec @ back.T
     norms = W_dec.norm(dim=-1).clamp_min(1e-12)
     mean, out = scale.mean.to(W_enc.dtype), target or scale
     if sae.pre_bias:
@@ -103,12 +114,18 @@ def fold(
         per_latent["b_mag"] = named["b_mag"] / out.factor
         if not sae.pre_bias:  # the magnitude reads the same rows: without the encoder's bias it carries the offset
             per_latent["b_mag"] = per_latent["b_mag"] - (mean @ W_enc) * named["r_mag"].exp()
-    weights = {name: value * norms for name, value in per_latent.items()}
+    unit = norms
+    weights: dict[str, Tensor] = {}
+    if "log_level_scale" in named:  # of the widest prefix at each budget; the last one is part of the weights
+        levels = named["log_level_scale"].exp().view(len(config.budgets or (0,)), -1)[:, -1]
+        weights["level_scale"] = levels / levels[-1]
+        unit = norms * levels[-1]
+    weights |= {name: value * unit for name, value in per_latent.items()}
     if config.sparsity == "gated":
         weights["r_mag"] = named["r_mag"]
     weights |= {
-        "W_enc": W_enc * norms,
-        "b_enc": b_enc * norms,
+        "W_enc": W_enc * unit,
+        "b_enc": b_enc * unit,
         "W_dec": F.normalize(W_dec, dim=-1),
         "b_dec": out.mean.to(b_dec.dtype) + b_dec / out.factor,
     }

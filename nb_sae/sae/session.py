@@ -1,52 +1,56 @@
-"""Training in the running session: run, interrupt, look, continue, save, resume."""
+"""Training in the running session: run, interrupt, look, change, fork, continue, save, resume."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import uuid
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
 import polars as pl
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nb_sae.atomic import read_header, write_json
-from nb_sae.errors import ConfigError, NonFiniteError, NotEnoughMemoryError, StoreError
-from nb_sae.progress import progress as progress_bar
+from nb_sae.errors import ConfigError, FormatError
+from nb_sae.machine import choose_device
+from nb_sae.sae import checkpoint
+from nb_sae.sae.changes import changed, differences
 from nb_sae.sae.config import SAEConfig
 from nb_sae.sae.dictionary import Dictionary
-from nb_sae.sae.scale import Scale, fold, start_bias
-from nb_sae.sae.step import StepResult, TrainingState
+from nb_sae.sae.distributed import Alone, Group
+from nb_sae.sae.logbook import Logbook, OnLog
+from nb_sae.sae.origin import Origin
+from nb_sae.sae.running import Running
+from nb_sae.sae.scale import fold
+from nb_sae.sae.sharded import whole
+from nb_sae.sae.together import advance
 from nb_sae.sae.training import TrainConfig
-from nb_sae.types import ActivationSource, RowStatistics
-
-FORMAT = "nb_sae.session"
-VERSION = 1
-
-OnLog = Callable[[dict[str, Any]], None]
+from nb_sae.types import ActivationSource
 
 
-class Session:
+class Session(Running):
     """An SAE in training. An interrupt is the stop button: it ends `run` after the step under way and loses nothing.
 
+    Nothing in a step waits for a GPU. The log is read from the device as it is written (on a GPU: when the next line
+    is due), every `TrainConfig.log_every` steps. What training takes in memory is printed before it is allocated.
+
     Args:
-        source: Rows to train on.
+        source: Rows to train on; one that gives pairs (`paired`) trains a transcoder.
         config: The autoencoder; `SAEConfig.msae()` if left out.
         train: How long and how fast.
-        device: None: the GPU if there is one.
-        on_log: Called with each line of the log.
+        device: None: a CUDA GPU, else Apple's MPS, else the CPU.
+        on_log: Called with each line of the log. What it raises comes out of `run`; the session can go on.
+        save_to: Folder that `run` saves into, at its end and in between; `Session.load` goes on from it.
+        save_every_rows: How often; None: ten times per planned run.
+        group: The processes that train together; None: this one alone.
+        progress: Print the memory budget.
 
     Raises:
-        StoreError: the rows cannot be trained on (none, or all equal).
-        NotEnoughMemoryError: says what was needed.
+        StoreError: the rows cannot be trained on (none, all equal, not finite).
+        ConfigError: a setting does not fit the rows or the device.
+        NotEnoughMemoryError: says what is needed, what is free and what to lower.
+        PathExistsError: `save_to` holds another session.
     """
 
     def __init__(
@@ -57,80 +61,20 @@ class Session:
         *,
         device: torch.device | str | None = None,
         on_log: OnLog | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+        save_every_rows: int | None = None,
+        group: Group | None = None,
+        progress: bool = True,
     ) -> None:
-        if len(source) < 2:
-            raise StoreError(f"The source has {len(source)} rows. Training needs at least 2.")
-        self.source: ActivationSource | None = source
-        target: ActivationSource | None = getattr(source, "target", None)
-        d_out = None if target is None else target.d_in
-        self.config = (config or SAEConfig.msae()).resolve(source.d_in, d_out)
+        self._origin = Origin.of(source)
+        self.config = (config or SAEConfig.msae()).resolve(self._origin.d_in, self._origin.d_out)
         self.train = (train or TrainConfig()).resolve(len(source))
-        self.on_log = on_log
-        self.step = 0
-        self.stopped_early = False
-        self.seconds = 0.0
-        self._place: dict[str, Any] = {"site": source.site.name, "model": source.model, "revision": source.revision}
-        self._target_site = None if target is None else target.site.name
-        self._source_rows = len(source)
-        self._statistics = source.statistics()
-        self._target_statistics = None if target is None else target.statistics()
-        self._records: list[dict[str, Any]] = []
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._build()
+        self._run, self._changes = uuid.uuid4().hex, []
+        self._save_into(save_to, save_every_rows)
+        self.source, self.on_log, self.group, self.device = source, on_log, group or Alone(), choose_device(device)
+        self._build(progress)
 
-    def _build(self) -> None:
-        self._scale = Scale.of(self._statistics, self.device)
-        self._target_scale = None
-        if self._target_statistics is not None:
-            self._target_scale = Scale.of(self._target_statistics, self.device)
-        with _memory_errors(self):
-            self._state = TrainingState(
-                self.config,
-                self.train,
-                len(self._statistics.mean),
-                d_out=None if self._target_statistics is None else len(self._target_statistics.mean),
-                device=self.device,
-                start_bias=self._start_bias(),
-                epoch_steps=max(1, self._source_rows // self._batch_rows),
-            )
-        self.sae = self._state.sae
-
-    def _start_bias(self) -> Tensor | None:
-        scale = self._target_scale or self._scale
-        if self.config.bias_init != "geometric_median" or self.source is None:
-            return start_bias(self.config, scale.mean, scale)
-        rows = next(iter(self.source.batches(min(self._source_rows, 8192), seed=self.train.seed, device=self.device)))
-        return start_bias(self.config, scale.apply(rows[1] if isinstance(rows, tuple) else rows), scale)
-
-    @property
-    def _d_sae(self) -> int:
-        return self.config.d_sae or 0
-
-    @property
-    def _levels(self) -> int:
-        return len(self.config.levels)
-
-    @property
-    def _batch_rows(self) -> int:
-        return self.train.batch_rows or 0
-
-    @property
-    def _level_names(self) -> list[str]:
-        names = []
-        for budget, width in self.config.levels:
-            parts = [f"_k{budget}"] * (budget is not None) + [f"_w{width}"] * (width is not None)
-            names.append("fvu" + "".join(parts))
-        return names
-
-    @property
-    def rows_seen(self) -> int:
-        """Rows trained on so far, repeats counted."""
-        return self.step * self._batch_rows
-
-    @property
-    def finished(self) -> bool:
-        """Whether the planned number of steps is done."""
-        return self.step >= self.train.steps
+    # ── running ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self, *, steps: int | None = None, rows: int | None = None, progress: bool = True) -> Self:
         """Train on: `steps` more, or `rows` more, or to the planned end.
@@ -139,58 +83,106 @@ class Session:
 
         Raises:
             ConfigError: the plan is done; `extend` makes it longer.
-            NonFiniteError: the loss is not a number any more.
+            NonFiniteError: the loss is not a number any more. Names step and rows; the session stands before them.
             NotEnoughMemoryError: says what was needed.
+            StoreError: another process writes into `save_to`.
+        """
+        self.check_ready()
+        advance([self], [self.last_step(steps, rows)], progress=progress)
+        return self
+
+    def check_ready(self) -> None:
+        """Refuse to run without rows or beyond the plan.
+
+        Raises:
+            ConfigError: says what to do.
         """
         if self.source is None:
             raise ConfigError("This session was loaded without its rows. Give them: Session.load(path, source=store).")
         if self.finished:
             raise ConfigError(f"All {self.train.steps:,} steps are done. Call session.extend(rows=…) to train longer.")
+
+    def last_step(self, steps: int | None = None, rows: int | None = None) -> int:
+        """Where a run of so many steps, or rows, ends; at most at the end of the plan."""
         if rows is not None:
             steps = -(-rows // self._batch_rows)
-        last = self.train.steps if steps is None else min(self.train.steps, self.step + steps)
-        self.stopped_early = False
-        started, before = time.perf_counter(), self.seconds
-        log_every = self.train.log_steps
-        label = f"train {self._d_sae:,} latents"
-        with (
-            progress_bar(last * self._batch_rows, "rows", label, initial=self.rows_seen, enabled=progress) as bar,
-            _deferred_interrupt() as interrupted,
-            _memory_errors(self),
-        ):
-            for batch in self._batches():
-                result = self._train_step(batch)
-                self.step += 1
-                bar.update(self._batch_rows)
-                self.seconds = before + time.perf_counter() - started
-                if self.step % log_every == 0 or self.step == last:
-                    self._log(result)
-                if interrupted():
-                    self.stopped_early = True
-                    break
-                if self.step >= last:
-                    break
+        return self.train.steps if steps is None else min(self.train.steps, self.step + steps)
+
+    # ── changing ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def change(self, **settings: Any) -> Self:
+        """Change settings of `SAEConfig` or `TrainConfig` from the next step on; weights and moments stay.
+
+        What says how training goes may change: learning rate, level weights, budgets, widths, penalties, schedule,
+        `rows`, `dead_after_rows`, `aux_weight`, `log_every` and so on. What weights, moments or the order of the rows
+        depend on may not. A new budget takes over silence and threshold of the next larger one. Kept as provenance.
+
+        Raises:
+            ConfigError: a setting does not exist, may not change (says why), or has a value outside the method;
+                nothing has changed then.
+        """
+        origin = self._origin
+        config, train = changed(
+            self.config, self.train, settings, d_in=origin.d_in, d_out=origin.d_out, rows_seen=self.rows_seen
+        )
+        self._state.change(config, train)
+        self.config, self.train = config, train
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+        self._changes.append({"step": self.step, **plain})
         return self
 
     def extend(self, rows: int) -> Self:
         """Plan `rows` more: the learning rate goes back to its plateau and decays at the new end."""
         if rows < 1:
             raise ConfigError(f"rows={rows} must be at least 1.")
-        total = (self.train.rows or 0) + rows
-        self.train = TrainConfig(**{**self.train.to_json(), "rows": total})
+        return self.change(rows=(self.train.rows or 0) + rows)
+
+    def skip(self, steps: int = 1) -> Self:
+        """Leave out the next batches of this pass; they count as steps."""
+        if steps < 1:
+            raise ConfigError(f"steps={steps} must be at least 1.")
+        self.step += steps
+        self._position = (self._position[0], self._position[1] + steps)
         return self
+
+    def fork(
+        self,
+        *,
+        on_log: OnLog | None = None,
+        save_to: str | os.PathLike[str] | None = None,
+        save_every_rows: int | None = None,
+        progress: bool = True,
+        **changes: Any,
+    ) -> Session:
+        """A second session that stands where this one stands, with other settings if given; both go on by themselves.
+
+        Weights, moments, counters and log are copied, the source is shared. It saves nowhere unless told.
+
+        Raises:
+            ConfigError: as `change`.
+            NotEnoughMemoryError: the device does not hold a second one.
+        """
+        self._settle()
+        twin = Session._of(self._header(), self.source, self.group, self.device, on_log)
+        twin._run = uuid.uuid4().hex
+        twin._save_into(save_to, save_every_rows)
+        twin._fill(self._header(), self._state.tensors(), self._book.records, progress)
+        return twin.change(**changes) if changes else twin
+
+    # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def dictionary(self) -> Dictionary:
         """The dictionary as it is now, in model units, with unit decoder rows. A copy: training goes on beside it."""
         averaged = None if self._state.average is None else self._state.average.tensors
-        weights = fold(self.sae, self.config, self._scale, self._target_scale, averaged)
+        weights = whole(fold(self.sae, self.config, self._scale, self._target_scale, averaged), self.group)
         provenance = {
             "sae": self.config.to_json(),
             "train": self.train.to_json(),
+            "changes": [dict(one) for one in self._changes],
             "steps": self.step,
             "rows_seen": self.rows_seen,
-            "rows": self._source_rows,
+            "rows": self._origin.rows,
             "torch": torch.__version__,
         }
         return Dictionary(
@@ -199,66 +191,58 @@ class Session:
             sparsity=self.config.sparsity,
             widths=self.config.widths,
             pre_bias=self.sae.pre_bias,
-            target=self._target_site,
+            target=self._origin.target_site,
             mean=self._scale.mean.clone(),
-            mean_square_distance=self._statistics.mean_square_distance,
+            mean_square_distance=self._origin.statistics.mean_square_distance,
             provenance=provenance,
-            **self._place,
+            site=self._origin.site,
+            model=self._origin.model,
+            revision=self._origin.revision,
         )
 
     @property
     def log(self) -> pl.DataFrame:
-        """One line per logged step: step, rows, seconds, loss, learning_rate, dead, and fvu_k<budget> of that batch."""
-        return pl.DataFrame(self._records, infer_schema_length=None)
+        """One line per logged step: step, rows, seconds, loss, learning_rate, dead, l0, fvu_k<budget> of that batch."""
+        return pl.DataFrame(self._book.records, infer_schema_length=None)
 
     def show(self) -> pl.DataFrame:
         """Where it stands: FVU on the last ten logged batches at each budget, as a frame `k, fvu`."""
         recent = self.log.tail(10)
-        names = self._level_names
-        values = [float(recent[name].to_numpy().mean()) if recent.height else float("nan") for name in names]
+        known = [recent[name].drop_nulls().to_list() if name in recent.columns else [] for name in self._level_names]
+        values = [sum(one) / len(one) if one else float("nan") for one in known]
         return pl.DataFrame(
             {"k": [budget for budget, _ in self.config.levels], "fvu": values}, schema_overrides={"k": pl.Int64}
         )
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write weights, optimiser and log into a folder, so that `load` continues bit for bit (CPU, same threads).
+    def __repr__(self) -> str:
+        state = "done" if self.finished else "stopped" if self.stopped_early else "ready"
+        at = f"step {self.step:,} of {self.train.steps:,}, {self.rows_seen:,} rows in {self.seconds:.0f} s"
+        fvu = (
+            ", ".join(f"k={k}: {value:.3f}" for k, value in self.show().iter_rows())
+            if self._book.records
+            else "not yet"
+        )
+        return f"Session({state}, {at}, {self.config.d_sae or 0:,} latents, FVU {fvu})"
+
+    # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write all of it into a folder, so that `load` continues bit for bit (CPU, same threads).
 
         A new sub-folder is written first and `session.json` is then replaced in one step, so what was saved before
         stays readable whatever happens.
+
+        Raises:
+            PathExistsError: the folder holds another session and `overwrite` is False.
+            StoreError: another process is writing there; names it.
         """
+        self._settle()
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f"step-{self.step:08d}-", dir=folder))
-        state = {name: value.detach().cpu().contiguous() for name, value in self.sae.state_dict().items()}
-        for index, moments in self._state.optimizer.state_dict()["state"].items():
-            state |= {f"adam.{index}.{name}": value.cpu().contiguous() for name, value in moments.items()}
-        state |= {"silent_rows": self._state.silent_rows.cpu(), "mean": torch.as_tensor(self._statistics.mean)}
-        if self._state.average is not None:
-            state |= {f"average.{name}": value.cpu() for name, value in self._state.average.tensors.items()}
-        target = self._target_statistics
-        if target is not None:
-            state["target_mean"] = torch.as_tensor(target.mean)
-        save_file(state, fresh / "state.safetensors")
-        if self._records:
-            self.log.write_parquet(fresh / "log.parquet")
-        header = {
-            "format": FORMAT,
-            "version": VERSION,
-            "folder": fresh.name,
-            "step": self.step,
-            "seconds": self.seconds,
-            "sae": self.config.to_json(),
-            "train": self.train.to_json(),
-            "mean_square_distance": self._statistics.mean_square_distance,
-            "source_rows": self._source_rows,
-            "target_site": self._target_site,
-            "target_mean_square_distance": None if target is None else target.mean_square_distance,
-            **self._place,
-        }
-        write_json(folder / "session.json", header)
-        for old in folder.glob("step-*"):
-            if old != fresh:
-                shutil.rmtree(old, ignore_errors=True)
+        if self.group.is_main:
+            checkpoint.check_free(folder, self._run, overwrite=overwrite)
+        with checkpoint.Lock(folder) if self.group.is_main else nullcontext():
+            self._write(folder)
+        self.group.wait()
         return folder
 
     @classmethod
@@ -267,112 +251,86 @@ class Session:
         path: str | os.PathLike[str],
         source: ActivationSource | None = None,
         *,
+        config: SAEConfig | None = None,
+        train: TrainConfig | None = None,
         device: torch.device | str | None = None,
         on_log: OnLog | None = None,
+        group: Group | None = None,
+        progress: bool = False,
     ) -> Session:
-        """Read what `save` wrote; with `source`, `run` continues where it stopped.
+        """Read what `save` wrote; with `source`, `run` continues where it stopped, and goes on saving if it did.
+
+        Weights, optimiser, schedule, counters, log and the place in the source are as they were. The order of the rows
+        follows the seed and the place, so there is no other state of a random generator.
+
+        Args:
+            path: The folder.
+            source: The same rows.
+            config: If given, checked against what was saved.
+            train: The same.
+            device: As for a new session; another device than before continues, but not bit for bit.
+            on_log: As for a new session.
+            group: As for a new session.
+            progress: Print the memory budget.
 
         Raises:
             InputNotFoundError: no session there.
-            FormatError: another format or a newer version.
+            FormatError: another format, a newer version, or a damaged file.
             StoreError: the rows are not those it was trained on.
+            ConfigError: `config` or `train` are not those it was trained with.
         """
         folder = Path(path)
-        header = read_header(folder / "session.json", FORMAT, VERSION)
-        state = load_file(folder / header["folder"] / "state.safetensors")
-        saved = RowStatistics(header["source_rows"], state.pop("mean").numpy(), header["mean_square_distance"])
-        session = cls.__new__(cls)
-        session.config = SAEConfig.from_json(header["sae"])
-        session.train = TrainConfig.from_json(header["train"])
-        session.on_log = on_log
-        session.step, session.seconds, session.stopped_early = header["step"], header["seconds"], False
-        session._place = {key: header[key] for key in ("site", "model", "revision")}
-        session._source_rows, session._statistics = header["source_rows"], saved
-        session._target_site, session._target_statistics = header.get("target_site"), None
-        if "target_mean" in state:
-            mean = state.pop("target_mean").numpy()
-            distance = header["target_mean_square_distance"]
-            session._target_statistics = RowStatistics(saved.rows, mean, distance)
-        session.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        session.source = None
-        session._build()
-        session._restore(state)
-        log = folder / header["folder"] / "log.parquet"
-        session._records = pl.read_parquet(log).to_dicts() if log.exists() else []
+        saved = checkpoint.read(folder)
+        try:
+            session = cls._of(saved.header, None, group, choose_device(device), on_log)
+            session._fill(saved.header, saved.tensors, saved.log, progress)
+        except (KeyError, TypeError, ConfigError) as error:
+            raise FormatError(f"{folder} holds a session that this nb_sae cannot read ({error!r}).") from error
+        session._check_settings(config, train)
         if source is not None:
-            session.dictionary.check(source)
-            if len(source) != session._source_rows:
-                raise StoreError(
-                    f"The session was trained on {session._source_rows:,} rows; {len(source):,} were given. "
-                    "Give the same rows (the same split and seed)."
-                )
+            session._origin.check(source)
             session.source = source
+            if saved.header["source_state"] is not None:
+                getattr(source, "load_resume_state", bool)(saved.header["source_state"])
+            if saved.header["saves"]:
+                session.save_to, session.save_every_rows = folder, saved.header["save_every_rows"]
         return session
 
-    def _restore(self, state: dict[str, Tensor]) -> None:
-        inner = self._state
-        inner.silent_rows.copy_(state.pop("silent_rows").reshape(-1, self._d_sae))
-        if inner.average is not None:
-            inner.average.load({name: state.pop(f"average.{name}") for name in inner.average.tensors})
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name in [name for name in state if name.startswith("adam.")]:
-            _, index, moment = name.split(".")
-            moments.setdefault(int(index), {})[moment] = state.pop(name)
-        self.sae.load_state_dict(state)
-        if moments:
-            inner.optimizer.load_state_dict({**inner.optimizer.state_dict(), "state": moments})
+    @classmethod
+    def _of(
+        cls,
+        header: dict[str, Any],
+        source: ActivationSource | None,
+        group: Group | None,
+        device: torch.device,
+        on_log: OnLog | None,
+    ) -> Session:
+        session = cls.__new__(cls)
+        session._origin = Origin.from_header(header)
+        session.config, session.train = SAEConfig.from_json(header["sae"]), TrainConfig.from_json(header["train"])
+        session.source, session.group, session.device, session.on_log = source, group or Alone(), device, on_log
+        session._run, session._changes = header["run"], [dict(one) for one in header["changes"]]
+        session._save_into(None, None)
+        return session
 
-    def _batches(self) -> Iterator[Tensor]:
-        """Batches from the current step on, epoch after epoch; the order depends on the seed and the step alone."""
-        if self.source is None:
-            raise ConfigError("This session has no rows.")
-        per_epoch = max(1, self._source_rows // self._batch_rows)
-        while True:
-            epoch, skip = divmod(self.step, per_epoch)
-            yield from self.source.batches(
-                self._batch_rows, seed=self.train.seed, epoch=epoch, skip=skip, device=self.device
+    def _fill(self, header: dict[str, Any], tensors: dict[str, Tensor], log: list[dict[str, Any]], show: bool) -> None:
+        self._build(show, fresh=False)
+        self._state.load(tensors)
+        self._book = Logbook([dict(one) for one in log])
+        self.step, self.seconds = header["step"], header["seconds"]
+        self._position = (header["position"][0], header["position"][1])
+
+    def _check_settings(self, config: SAEConfig | None, train: TrainConfig | None) -> None:
+        told = []
+        if config is not None:
+            told.append(differences(self.config, config.resolve(self._origin.d_in, self._origin.d_out)))
+        if train is not None:
+            told.append(differences(self.train, train.resolve(self._origin.rows)))
+        if any(told):
+            raise ConfigError(
+                f"The saved session has other settings: {', '.join(one for one in told if one)}. Leave them out to "
+                "continue, call change(…) afterwards, or start a new session."
             )
-
-    def _train_step(self, batch: Tensor | tuple[Tensor, Tensor]) -> StepResult:
-        rows, targets = batch if isinstance(batch, tuple) else (batch, batch)
-        x = self._scale.apply(rows)
-        target = x if self._target_scale is None else self._target_scale.apply(targets)
-        result = self._state.backward(x, target, self.step)
-        self._state.apply(self.step)
-        every = self.train.resample_every
-        if every is not None and (self.rows_seen + len(x)) // every > self.rows_seen // every:
-            self._state.resample_dead(x, target, self.step)
-        return result
-
-    def _log(self, result: StepResult) -> None:
-        failed = int(self._state.failed_step)
-        if failed >= 0:
-            first = failed * self._batch_rows
-            raise NonFiniteError(
-                f"The loss stopped being a number at step {failed} (rows {first:,} to {first + self._batch_rows:,} of "
-                f"the run). The weights are those before that step. Lower TrainConfig.learning_rate (now "
-                f"{self.train.learning_rate}) or check the rows."
-            )
-        fvu = (result.errors / result.variance).tolist()
-        record = {
-            "step": self.step,
-            "rows": self.rows_seen,
-            "seconds": self.seconds,
-            "loss": float(result.loss),
-            "learning_rate": self.train.rate_at(self.step - 1, epoch_steps=self._state.epoch_steps),
-            "dead": float(self._state.dead.double().mean()),
-            "l0": float(result.l0),
-            **dict(zip(self._level_names, fvu, strict=True)),
-        }
-        self._records.append(record)
-        if self.on_log is not None:
-            self.on_log(record)
-
-    def __repr__(self) -> str:
-        state = "done" if self.finished else "stopped" if self.stopped_early else "ready"
-        at = f"step {self.step:,} of {self.train.steps:,}, {self.rows_seen:,} rows in {self.seconds:.0f} s"
-        fvu = ", ".join(f"k={k}: {value:.3f}" for k, value in self.show().iter_rows()) if self._records else "not yet"
-        return f"Session({state}, {at}, {self._d_sae:,} latents, FVU {fvu})"
 
 
 def train_sae(
@@ -388,43 +346,5 @@ def train_sae(
 
     Use `Session` to look in between, continue or save. Arguments and errors are those of `Session`.
     """
-    session = Session(source, config, train, device=device, on_log=on_log)
+    session = Session(source, config, train, device=device, on_log=on_log, progress=progress)
     return session.run(progress=progress).dictionary
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold back Ctrl-C (the notebook's stop button) to the end of a step; a second one acts at once."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-@contextmanager
-def _memory_errors(session: Session) -> Iterator[None]:
-    """Turn an allocator's message into what was needed and what to lower."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
-            raise
-        d_in, d_sae = len(session._statistics.mean), session._d_sae
-        weights = 4 * 4 * (2 * d_in * d_sae + d_in + d_sae)
-        batch = 4 * 4 * session._batch_rows * (d_sae + d_in * (1 + session._levels))
-        raise NotEnoughMemoryError(
-            f"Training {d_sae:,} latents of width {d_in} needs about {(weights + batch) / 2**30:.1f} GiB on "
-            f"{session.device} ({weights / 2**30:.1f} for weights and Adam, {batch / 2**30:.1f} for a batch of "
-            f"{session._batch_rows:,} rows). Lower SAEConfig.d_sae or TrainConfig.batch_rows."
-        ) from error

@@ -27,6 +27,9 @@ class TrainConfig:
     """Rows per step. None: an eighth of the source, between 128 and 1,024, so that a small source gives many steps."""
     learning_rate: float = 3e-3
     """Peak of Adam's step size."""
+    principal_axes: bool = True
+    """Train along the principal axes of the rows, so that Adam measures its steps per axis; no result changes its
+    meaning, the dictionary is turned back."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's decay rates."""
     eps: float = 1e-8
@@ -104,6 +107,7 @@ class TrainConfig:
             batch_rows=batch_rows,
             learning_rate=1e-4,
             eps=6.25e-10,
+            principal_axes=False,
             warmup_steps=0,
             schedule="epoch",
             grad_clip=1.0,

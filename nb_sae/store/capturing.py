@@ -124,7 +124,7 @@ def capture_batch(
         keep = None if batch.keep is None else batch.keep[part].numpy()
         special = None if batch.special is None else batch.special[part].numpy()
         for site in sites:
-            chosen = _choose(
+            chosen = choose_rows(
                 site, seen[site.name], len(pixels_or_ids), keep, special, tokens=tokens, special_tokens=special_tokens
             )
             rows, contexts, positions, width = chosen
@@ -141,7 +141,7 @@ def capture_batch(
     return found
 
 
-def _choose(
+def choose_rows(
     site: Site,
     seen: Tensor,
     contexts: int,

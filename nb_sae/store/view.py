@@ -17,7 +17,7 @@ from nb_sae.errors import ConfigError, StoreError, closest
 from nb_sae.machine import readable_bytes
 from nb_sae.store.files import check_content, read_table, statistics_of
 from nb_sae.store.manifest import INPUTS_TABLE, ROWS_TABLE
-from nb_sae.store.order import iterate_batches, open_resident, open_streamed, order_of_epoch
+from nb_sae.store.order import ShuffledOrder, iterate_batches, open_resident, open_streamed, order_of_epoch
 from nb_sae.store.reading import RowReader, Selection, check_batch_rows, check_fits, check_share, resident_budget
 from nb_sae.types import HookedModel, Modality, RowStatistics, Site
 
@@ -89,7 +89,7 @@ class StoredRows:
     @property
     def nbytes(self) -> int:
         """Bytes of the rows as stored."""
-        return len(self) * self._row_bytes
+        return len(self) * self.row_bytes
 
     @property
     def rows(self) -> pl.DataFrame:
@@ -191,13 +191,17 @@ class StoredRows:
         check_batch_rows("batch_rows", batch_rows)
         check_share(min(batch_rows, len(self)), share)
         place = torch.device(device)
-        order = order_of_epoch(len(self), row_bytes=self._row_bytes, seed=seed, epoch=epoch, share=share)
-        budget = self.resident_bytes if self.resident_bytes is not None else resident_budget(place)
-        held = self._is_resident(place) or (self._reader.in_memory and not self._view and place.type == "cpu")
+        order = order_of_epoch(len(self), row_bytes=self.row_bytes, seed=seed, epoch=epoch, share=share)
+        return self.in_order(order, batch_rows, skip=skip, device=place)
+
+    def in_order(self, order: ShuffledOrder, batch_rows: int, *, skip: int, device: torch.device) -> Iterator[Tensor]:
+        """Full batches in an order that is given, float32 on the device."""
+        budget = self.resident_bytes if self.resident_bytes is not None else resident_budget(device)
+        held = self._is_resident(device) or (self._reader.in_memory and not self._view and device.type == "cpu")
         if held or self.nbytes <= budget:
-            open_buffer = open_resident(order, self._resident_on(place))
+            open_buffer = open_resident(order, self._resident_on(device))
             return iterate_batches(order, batch_rows, skip=skip, open_buffer=open_buffer, ahead=False)
-        open_buffer = open_streamed(order, self._read_runs, device=place)
+        open_buffer = open_streamed(order, self._read_runs, device=device)
         return iterate_batches(order, batch_rows, skip=skip, open_buffer=open_buffer, ahead=True)
 
     def chunks(self, chunk_rows: int) -> Iterator[tuple[int, Tensor]]:
@@ -284,7 +288,8 @@ class StoredRows:
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def _row_bytes(self) -> int:
+    def row_bytes(self) -> int:
+        """Bytes of a row as stored."""
         return self.d_in * self.dtype.itemsize
 
     def _read_range(self, start: int, stop: int) -> Tensor:

@@ -1,0 +1,137 @@
+"""What training takes in memory: said before anything is allocated, and what to lower where it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from nb_sae.errors import NotEnoughMemoryError
+from nb_sae.machine import free_bytes, readable_bytes
+from nb_sae.sae import optim
+from nb_sae.sae.config import BUDGETED, SAEConfig
+from nb_sae.sae.training import TrainConfig
+
+DENSE_MATRICES = 6
+"""Matrices of (batch, d_sae) that are alive together where latents are penalised: values, masks and gradients."""
+NESTED_MATRICES = 5
+"""The same for budgets: pre-activations, latents, one budget's part, which budget, and the gradient."""
+
+
+@dataclass(frozen=True)
+class MemoryBudget:
+    """Bytes of one SAE in training on one device. Rows that the source keeps there are not part of it."""
+
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    per_row: int
+    """Of a batch, for every row of it."""
+    batch_rows: int
+    d_in: int
+    d_sae: int
+    device: torch.device
+
+    @classmethod
+    def of(
+        cls,
+        config: SAEConfig,
+        train: TrainConfig,
+        d_in: int,
+        d_out: int | None,
+        device: torch.device,
+        *,
+        row_shares: int = 1,
+        latent_shares: int = 1,
+    ) -> MemoryBudget:
+        """From resolved settings, for one of the processes that share rows and latents; nothing is allocated."""
+        d_sae, out = (config.d_sae or 0) // latent_shares, d_out or d_in
+        numbers = d_sae * (out + (0 if config.tied else d_in)) + d_sae + out
+        numbers += d_sae * {"jump_relu": 1, "gated": 2}.get(config.sparsity, 0)
+        item = getattr(torch, train.dtype).itemsize
+        compute = optim.compute_dtype(train, device, d_in * d_sae).itemsize
+        matrices = NESTED_MATRICES if config.sparsity in BUDGETED else DENSE_MATRICES
+        return cls(
+            weights=numbers * item + (numbers * compute if compute != item else 0),
+            gradients=numbers * item,
+            moments=2 * numbers * item,
+            average=numbers * item if train.ema_decay else 0,
+            per_row=matrices * d_sae * compute + (3 * d_in + (4 + len(config.levels)) * out) * item,
+            batch_rows=(train.batch_rows or 0) // row_shares,
+            d_in=d_in,
+            d_sae=d_sae,
+            device=device,
+        )
+
+    @property
+    def state(self) -> int:
+        """What lasts from step to step."""
+        return self.weights + self.gradients + self.moments + self.average
+
+    @property
+    def batch(self) -> int:
+        """What one step adds."""
+        return self.per_row * self.batch_rows
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.state + self.batch
+
+    def __str__(self) -> str:
+        parts = [
+            f"{readable_bytes(self.weights)} weights",
+            f"{readable_bytes(self.gradients)} gradients",
+            f"{readable_bytes(self.moments)} moments",
+            *([f"{readable_bytes(self.average)} averages"] if self.average else []),
+            f"{readable_bytes(self.batch)} for {self.batch_rows:,} rows",
+        ]
+        return (
+            f"Training {self.d_sae:,} latents of width {self.d_in:,} on {self.device}: {' + '.join(parts)} = about "
+            f"{readable_bytes(self.total)}"
+        )
+
+    def check(self) -> None:
+        """Refuse what cannot fit into what is free.
+
+        Raises:
+            NotEnoughMemoryError: says which setting would.
+        """
+        free = free_bytes(self.device)
+        if free is not None and self.total > free:
+            raise NotEnoughMemoryError(f"{self}, {readable_bytes(free)} are free. {self.advice(free)}")
+
+    def advice(self, free: int | None) -> str:
+        """Which setting to lower, and to what."""
+        smaller = self.batch_rows // 2
+        if free is not None:
+            smaller = min(smaller, int((free - self.state) / max(self.per_row, 1)))
+        if smaller >= 32 and self.batch > self.state / 4:
+            return f"Lower TrainConfig.batch_rows to {2 ** (smaller.bit_length() - 1)}."
+        if self.device.type != "cpu":
+            return "Lower SAEConfig.d_sae, or TrainConfig.batch_rows, or free the device of other tensors."
+        return "Lower SAEConfig.d_sae or TrainConfig.batch_rows."
+
+
+@contextmanager
+def memory_errors(budget: MemoryBudget) -> Iterator[None]:
+    """Turn an allocator's message into what was needed and what to lower.
+
+    Raises:
+        NotEnoughMemoryError: in place of torch's error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        told = str(error)
+        if isinstance(error, NotEnoughMemoryError) or not (
+            isinstance(error, torch.OutOfMemoryError | MemoryError)
+            or "not enough memory" in told
+            or "out of memory" in told
+        ):
+            raise
+        reason = (told.splitlines() or ["out of memory"])[0]
+        raise NotEnoughMemoryError(f"{budget}; that did not fit ({reason}). {budget.advice(None)}") from error

@@ -1,0 +1,256 @@
+"""A training under way: what it has allocated, where it stands, its steps, its log and its saves."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nb_sae.errors import ConfigError, NonFiniteError, StoreError
+from nb_sae.sae import checkpoint, optim
+from nb_sae.sae.config import SAEConfig
+from nb_sae.sae.distributed import Group
+from nb_sae.sae.logbook import Logbook, OnLog, Position, StepFailedError
+from nb_sae.sae.memory import MemoryBudget, memory_errors
+from nb_sae.sae.origin import Origin
+from nb_sae.sae.scale import Scale, principal_axes, start_bias
+from nb_sae.sae.step import StepResult, TrainingState
+from nb_sae.sae.training import TrainConfig
+from nb_sae.types import ActivationSource
+
+SAVES = 10
+"""How often a planned run saves itself where `save_every_rows` is not given."""
+AXES_ROWS = 16_384
+"""Rows from which the principal axes are estimated, at least; four for each dimension where that is more."""
+BIAS_ROWS = 8192
+"""Rows from which a geometric median is taken."""
+
+
+class Running:
+    """What `Session` is made of below its verbs; `together.advance` drives it."""
+
+    config: SAEConfig
+    train: TrainConfig
+    source: ActivationSource | None
+    group: Group
+    device: torch.device
+    on_log: OnLog | None
+    _origin: Origin
+    _run: str
+    _changes: list[dict[str, Any]]
+
+    def _build(self, show: bool, *, fresh: bool = True) -> None:
+        """Allocate everything, after saying and checking how much it is; `fresh`: with the weights of a start."""
+        self.step, self.seconds, self.stopped_early = 0, 0.0, False
+        self._position: Position = (0, 0)
+        self._clock = 0.0
+        self._book = Logbook()
+        origin = self._origin
+        self._scale = Scale.of(origin.statistics, self.device)
+        self._target_scale = origin.target_statistics and Scale.of(origin.target_statistics, self.device)
+        optim.check_device(self.train, self.device)
+        if show and self.group.is_main:
+            print(self.memory)
+        self.memory.check()
+        with memory_errors(self.memory):
+            self._state = TrainingState(
+                self.config,
+                self.train,
+                origin.d_in,
+                d_out=origin.d_out,
+                device=self.device,
+                start_bias=self._start_bias() if fresh else None,
+                **self._axes(fresh),
+                epoch_steps=max(1, origin.rows // self._batch_rows),
+                group=self.group,
+            )
+        self.sae = self._state.sae
+
+    def _axes(self, fresh: bool) -> dict[str, Tensor]:
+        """Principal axes of a sample of the rows, and of the targets of a transcoder."""
+        if not (fresh and self.train.principal_axes and self.source is not None):
+            return {}
+        few = min(self._origin.rows, max(AXES_ROWS, 4 * self._origin.d_in))
+        sample = next(iter(self.source.batches(few, seed=self.train.seed, device=self.device)))
+        rows, targets = sample if isinstance(sample, tuple) else (sample, None)
+        axes = {"axes": principal_axes(self._scale.apply(rows))}
+        if targets is not None and self._target_scale is not None:
+            axes["target_axes"] = principal_axes(self._target_scale.apply(targets))
+        return axes
+
+    def _start_bias(self) -> Tensor | None:
+        scale = self._target_scale or self._scale
+        if self.config.bias_init != "geometric_median" or self.source is None:
+            return start_bias(self.config, scale.mean, scale)
+        few = min(self._origin.rows, BIAS_ROWS)
+        rows = next(iter(self.source.batches(few, seed=self.train.seed, device=self.device)))
+        return start_bias(self.config, scale.apply(rows[1] if isinstance(rows, tuple) else rows), scale)
+
+    def _save_into(self, save_to: str | os.PathLike[str] | None, every: int | None) -> None:
+        if every is not None and (save_to is None or every < 1):
+            raise ConfigError(f"save_every_rows={every} needs save_to= and must be at least 1.")
+        self.save_to = None if save_to is None else Path(save_to)
+        self.save_every_rows = every
+        if self.save_to is not None:
+            checkpoint.check_free(self.save_to, self._run, overwrite=False)
+
+    # ── where it stands ───────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _batch_rows(self) -> int:
+        return self.train.batch_rows or 0
+
+    @property
+    def _level_names(self) -> list[str]:
+        names = []
+        for budget, width in self.config.levels:
+            parts = [f"_k{budget}"] * (budget is not None) + [f"_w{width}"] * (width is not None)
+            names.append("fvu" + "".join(parts))
+        return names
+
+    @property
+    def memory(self) -> MemoryBudget:
+        """Bytes that training takes on the device."""
+        return MemoryBudget.of(
+            self.config,
+            self.train,
+            self._origin.d_in,
+            self._origin.d_out,
+            self.device,
+            row_shares=self.group.row_shares,
+            latent_shares=self.group.latent_shares,
+        )
+
+    @property
+    def rows_seen(self) -> int:
+        """Rows trained on so far, repeats counted."""
+        return self.step * self._batch_rows
+
+    @property
+    def finished(self) -> bool:
+        """Whether the planned number of steps is done."""
+        return self.step >= self.train.steps
+
+    # ── steps ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """What is around the steps of a run: clock, lock, and at the end the rest of the log and a save."""
+        self.stopped_early = False
+        self._clock = time.perf_counter() - self.seconds
+        self._book.begin(self.step, self._position)
+        with nullcontext() if self.save_to is None or not self.group.is_main else checkpoint.Lock(self.save_to):
+            if self.save_to is not None and self.group.is_main:
+                checkpoint.check_free(self.save_to, self._run, overwrite=False)
+            try:
+                with memory_errors(self.memory):
+                    yield
+            except BaseException:
+                with suppress(RuntimeError, NonFiniteError):  # the first error is the one to show
+                    self._settle(call=False)
+                raise
+            self._settle()
+            if self.save_to is not None:
+                self._write(self.save_to)
+
+    def batches(self) -> Iterator[tuple[Position, Any]]:
+        """Where a session stands after a batch, and the batch, from here on, pass after pass."""
+        if self.source is None:
+            raise ConfigError("This session has no rows.")
+        epoch, done = self._position
+        share = {} if self.group.world == 1 else {"share": self.group.share}
+        while True:
+            for batch in self.source.batches(
+                self._batch_rows, seed=self.train.seed, epoch=epoch, skip=done, device=self.device, **share
+            ):
+                done += 1
+                yield (epoch, done), batch
+            if not done:
+                raise StoreError(f"The source gave no batch of {self._batch_rows:,} rows in pass {epoch}.")
+            epoch, done = epoch + 1, 0
+
+    def take_step(self, batch: Any, place: Position, *, last: int) -> None:
+        """One step, with the log and the save that are due after it; `place` is what `batches` gave with the batch."""
+        result = self._train_step(batch)
+        self.step += 1
+        self._position = place
+        self._book.passed(self.step, place)
+        self.seconds = time.perf_counter() - self._clock
+        if self.step % self.train.log_steps == 0 or self.step == last:
+            self._log(result)
+        every = self.save_every_rows or max(1, (self.train.rows or 0) // SAVES)
+        if self.save_to is not None and self.rows_seen // every > (self.rows_seen - self._batch_rows) // every:
+            self._settle()
+            self._write(self.save_to)
+
+    def _train_step(self, batch: Tensor | tuple[Tensor, Tensor]) -> StepResult:
+        rows, targets = batch if isinstance(batch, tuple) else (batch, batch)
+        x = self._scale.apply(self.group.batch(rows))
+        target = x if self._target_scale is None else self._target_scale.apply(self.group.batch(targets))
+        result = self._state.backward(x, target, self.step)
+        self._state.apply(self.step)
+        every = self.train.resample_every
+        if every is not None and (self.rows_seen + self._batch_rows) // every > self.rows_seen // every:
+            self._state.resample_dead(x, target, self.step)
+        return result
+
+    def _log(self, result: StepResult) -> None:
+        rate = self.train.rate_at(self.step - 1, epoch_steps=self._state.epoch_steps)
+        line = {"step": self.step, "rows": self.rows_seen, "seconds": self.seconds, "learning_rate": rate}
+        with self._failures_named():
+            self._book.send(self._state, result, line, self._level_names, self._on_log)
+
+    def _settle(self, *, call: bool = True) -> None:
+        """Read what is still on the device: the last line of the log, and whether a step failed."""
+        with self._failures_named():
+            self._book.settle(self._state, self._on_log if call else None)
+
+    @property
+    def _on_log(self) -> OnLog | None:
+        return self.on_log if self.group.is_main else None
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Go back to before a failed step, where the weights are already, and say what happened."""
+        try:
+            yield
+        except StepFailedError as error:
+            failed = error.step
+            self.step, self._position = failed, self._book.position(failed)
+            self._state.failed_step.fill_(-1)
+            first = failed * self._batch_rows
+            saved = "" if self.save_to is None else f" (the last save is in {self.save_to})"
+            raise NonFiniteError(
+                f"The loss stopped being a number at step {failed} (rows {first:,} to {first + self._batch_rows:,} of "
+                "the run). The session stands before that step, nothing after it was kept. If the rows are at fault, "
+                "mend them or leave them out by session.skip(); if the learning rate (now "
+                f"{self.train.rate_at(failed)}) was too high, go back to a fork or a save from before{saved} and lower "
+                "it by change(learning_rate=…)."
+            ) from None
+
+    def _write(self, folder: Path) -> None:
+        tensors = self._state.tensors_to_save()
+        if self.group.is_main:
+            checkpoint.write(folder, self._header(), tensors, self._book.records)
+
+    def _header(self) -> dict[str, Any]:
+        resume_state = getattr(self.source, "resume_state", None)
+        return {
+            "run": self._run,
+            "step": self.step,
+            "position": list(self._position),
+            "seconds": self.seconds,
+            "sae": self.config.to_json(),
+            "train": self.train.to_json(),
+            "changes": self._changes,
+            "source_state": None if resume_state is None else resume_state(),
+            "saves": self.save_to is not None,
+            "save_every_rows": self.save_every_rows,
+            **self._origin.to_header(),
+        }

@@ -1,0 +1,90 @@
+"""The loop over batches: one session, or several that share what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from nb_sae.errors import ConfigError
+from nb_sae.progress import progress as progress_bar
+from nb_sae.sae.interrupt import deferred_interrupt
+
+if TYPE_CHECKING:
+    from nb_sae.sae.session import Session
+
+
+def train_together(
+    sessions: Sequence[Session], *, steps: int | None = None, rows: int | None = None, progress: bool = True
+) -> list[Session]:
+    """Train several sessions on one stream of batches: every batch is read once and each session steps on it.
+
+    Each ends as if it had been trained alone, bit for bit. A session whose plan ends earlier drops out. When one fails,
+    the others finish the batch before the error is raised; they can go on without it. An interrupt stops all of them
+    after the same batch.
+
+    Args:
+        sessions: Made from one source object, with the same `batch_rows` and `seed`, at the same step.
+        steps: So many more; None: to the planned end of each.
+        rows: The same in rows.
+        progress: Show one bar for all.
+
+    Raises:
+        ConfigError: the sessions cannot share batches; says what differs.
+    """
+    if not sessions or len({id(one) for one in sessions}) < len(sessions):
+        raise ConfigError("Give at least one session, each once.")
+    first = sessions[0]
+    for number, other in enumerate(sessions):
+        other.check_ready()
+        for what, mine, its in (
+            ("source", id(first.source), id(other.source)),
+            ("batch_rows", first.train.batch_rows, other.train.batch_rows),
+            ("seed", first.train.seed, other.train.seed),
+            ("step", first.step, other.step),
+            ("device", first.device, other.device),
+        ):
+            if mine != its:
+                told = f" ({mine} and {its})" if what != "source" else ""
+                hint = "Run those behind first." if what == "step" else "Make all of them with the same one."
+                raise ConfigError(f"Sessions 0 and {number} cannot share batches: their {what} differs{told}. {hint}")
+    advance(sessions, [one.last_step(steps, rows) for one in sessions], progress=progress)
+    return list(sessions)
+
+
+def advance(sessions: Sequence[Session], lasts: Sequence[int], *, progress: bool) -> None:
+    """Step through batches until each session is at its last step; all stand at one place of one source."""
+    first = sessions[0]
+    active = [(one, last) for one, last in zip(sessions, lasts, strict=True) if one.step < last]
+    if not active:
+        return
+    batch_rows = first.train.batch_rows or 0
+    sizes = " and ".join(f"{one.config.d_sae or 0:,}" for one in sessions[:4]) + (" and more" if sessions[4:] else "")
+    total = max(last for _, last in active) * batch_rows
+    with ExitStack() as stack:
+        shown = progress and first.group.is_main
+        bar = stack.enter_context(
+            progress_bar(total, "rows", f"train {sizes} latents", initial=first.rows_seen, enabled=shown)
+        )
+        interrupted = stack.enter_context(deferred_interrupt())
+        for one, _ in active:
+            stack.enter_context(one.under_way())
+        for place, batch in active[0][0].batches():
+            failures: list[Exception] = []
+            for one, last in active:
+                try:
+                    one.take_step(batch, place, last=last)
+                except Exception as error:
+                    if len(active) > 1:
+                        error.add_note(f"Raised by session {list(sessions).index(one)} of {len(sessions)}.")
+                    failures.append(error)
+            bar.update(batch_rows)
+            if failures:
+                raise failures[0]
+            active = [(one, last) for one, last in active if one.step < last]
+            if not active:
+                break
+            if first.group.agree_to_stop(interrupted(), active[0][0].step):
+                for one, _ in active:
+                    one.stopped_early = True
+                break
