@@ -187,7 +187,7 @@ def test_nmse_weighs_each_row_by_its_own_distance():
     x = torch.randn(64, 6) * torch.linspace(0.1, 3, 64)[:, None]
     losses = {}
     for loss in ("mse", "nmse"):
-        config = ns.SAEConfig.msae(d_sae=12, budgets=(2, 4), loss=loss).resolve(6)
+        config = ns.SAEConfig.msae(d_sae=12, budgets=(2, 4), loss=loss, residual=False).resolve(6)
         state = TrainingState(config, ns.TrainConfig(batch_rows=64).resolve(64), 6, device=torch.device("cpu"))
         result = state.backward(x, x, 0)
         losses[loss] = (float(result.loss), result.errors)

@@ -20,6 +20,7 @@ FIXED = {
     "encoder_scale": _START,
     "bias_init": _START,
     "principal_axes": "the weights are written along them",
+    "residual": "the encoder learned for one or for the other",
     "scale_levels": "its factors belong to the weights",
     "seed": "the weights started from it and the order of the rows follows it",
     "batch_rows": "the schedule and the position in the source count batches of it",

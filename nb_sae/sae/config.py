@@ -38,6 +38,9 @@ class SAEConfig:
     level_weights: LevelWeights = "uniform"
     """Weight of each level's loss, always normalised: "uniform" (UW), "reverse" (RW: the sparsest counts most), or one
     number per budget (per width if only widths are nested), or per pair, budgets outer and widths inner."""
+    residual: bool = False
+    """Each budget encodes what the budgets before it left, with the same encoder (`residual.py`): one product more per
+    budget, and far less left. False: all budgets share one look at the row, as in the paper."""
     scale_levels: bool = True
     """Every nested level learns one factor for its latents: few of them have to stand for what many say together."""
     tied: bool = False
@@ -82,6 +85,11 @@ class SAEConfig:
         if self.widths is not None:
             _check_ascending("widths", self.widths, "(256, 512, 1024)")
             _check_last_width(self.widths, self.d_sae)
+        if self.residual and (self.sparsity != "top_k" or self.widths is not None):
+            raise ConfigError(
+                f"residual=True goes with nested top-k budgets alone; sparsity={self.sparsity!r}, widths={self.widths} "
+                "were given. Leave it out."
+            )
         if self.sparsity == "jump_relu" and not (self.target_l0 or 0) > 0:
             raise ConfigError(f"target_l0={self.target_l0}: JumpReLU needs the number of active latents to aim at.")
         _check_weights(self)
@@ -95,9 +103,13 @@ class SAEConfig:
         budgets: Sequence[int] | None = None,
         widths: Sequence[int] | None = None,
         level_weights: Literal["uniform", "reverse"] | Sequence[float] = "uniform",
+        residual: bool | None = None,
         **others: Any,
     ) -> Self:
         """Matryoshka SAE, our best settings: one dictionary, nested top-k budgets (and nested widths if given).
+
+        `residual=None` is True unless widths are given. Other libraries encode a row once: for them train with
+        `residual=False`, or export the first budget.
 
         Source:
             Zaigrajew et al. 2025, Interpreting CLIP with Hierarchical Sparse Autoencoders, arXiv:2502.20578; nested
@@ -109,6 +121,7 @@ class SAEConfig:
             budgets=_integers(budgets),
             widths=_integers(widths),
             level_weights=level_weights if isinstance(level_weights, str) else tuple(map(float, level_weights)),
+            residual=widths is None if residual is None else residual,
             **others,
         )
 
@@ -223,14 +236,17 @@ class SAEConfig:
             budgets = default_budgets(d_in, d_sae)
         if self.widths is not None:
             _check_last_width(self.widths, d_sae)
+        if self.residual and d_out is not None:
+            raise ConfigError("residual=True needs the residual of the rows that are read; a transcoder makes others.")
         if self.tied and d_out not in (None, d_in):
             raise ConfigError(f"tied=True needs rows in and out of one width; they are {d_in} and {d_out}.")
-        return replace(self, d_sae=d_sae, budgets=budgets)
+        residual = self.residual and len(budgets or ()) > 1  # one budget leaves nothing to a next one
+        return replace(self, d_sae=d_sae, budgets=budgets, residual=residual)
 
     @property
     def learns_scale(self) -> bool:
         """Whether there are factors of levels to learn: several nested levels of a rule with budgets."""
-        return self.scale_levels and self.sparsity in BUDGETED and len(self.levels) > 1
+        return self.scale_levels and not self.residual and self.sparsity in BUDGETED and len(self.levels) > 1
 
     @property
     def levels(self) -> list[tuple[int | None, int | None]]:

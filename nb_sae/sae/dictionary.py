@@ -21,6 +21,7 @@ from nb_sae.atomic import read_header, write_atomically, write_json
 from nb_sae.errors import ConfigError, FormatError, PathExistsError, ShapeError, StoreError
 from nb_sae.sae.config import BUDGETED, Sparsity
 from nb_sae.sae.model import decode_sparse, nested_decode
+from nb_sae.sae.residual import residual_encode
 from nb_sae.sae.sparsity import to_dense, top_k
 from nb_sae.types import ActivationSource
 
@@ -48,6 +49,7 @@ class Dictionary:
         sparsity: What makes a latent active. None: "top_k" with budgets, else "relu".
         widths: Nested prefixes of the dictionary; the last is d_sae.
         pre_bias: Whether `b_dec` is taken off before the encoder; a transcoder has none.
+        residual: Whether each budget encodes what those before it left (`SAEConfig.residual`).
         target: Site whose rows are reconstructed, for a transcoder; None: the site itself.
         row_norm: Normalisation of every row before the encoder, undone after the decoder (imported ones only).
     """
@@ -60,6 +62,7 @@ class Dictionary:
         sparsity: Sparsity | None = None,
         widths: tuple[int, ...] | None = None,
         pre_bias: bool = True,
+        residual: bool = False,
         target: str | None = None,
         row_norm: RowNorm | None = None,
         site: str | None = None,
@@ -80,6 +83,7 @@ class Dictionary:
         self.budgets = budgets
         self.widths = widths
         self.pre_bias = pre_bias
+        self.residual = residual
         self.target = target
         self.row_norm = row_norm
         self.site = site
@@ -182,7 +186,8 @@ class Dictionary:
 
         Args:
             x: `(rows, d_in)`.
-            k: Active latents per row: the k largest of ReLU(pre), times `scale_at(k)`. None: the rule it was trained
+            k: Active latents per row: the k largest of ReLU(pre), times `scale_at(k)`; of a residual dictionary those
+                that the rounds up to k take, in that order. None: the rule it was trained
                 with (the largest budget of a top-k, the threshold of BatchTopK and JumpReLU, the gate, every positive
                 one of a ReLU).
             sparse: Give `(values, latent numbers)`, strongest first, in place of `(rows, d_sae)`; where the rule sets
@@ -200,6 +205,9 @@ class Dictionary:
             pre = ((pre - self.b_enc) * self.r_mag.exp() + self.b_mag) * (pre > 0)
         if k is None and self.sparsity == "top_k" and self.budgets is not None:
             k = self.budgets[-1]
+        if self.residual and k is not None:
+            values, indices = self._rounds(x, k)
+            return (values, indices) if sparse else to_dense(values, indices, self.d_sae)
         if k is None:
             latents = pre.relu() if self.threshold is None else pre * (pre > self.threshold)
             if not sparse:
@@ -248,6 +256,12 @@ class Dictionary:
         """x̂ of rows in model units: `decode(encode(x, k))`, with the normalisation of each row undone."""
         _, shift, scale = self._normalise(x.to(self.device, torch.float32))
         return self.decode(self.encode(x, k, sparse=True)) * scale + shift
+
+    def _rounds(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if not 1 <= k <= self.d_sae:
+            raise ConfigError(f"k={k} is outside [1, d_sae={self.d_sae}]. Ask for fewer active latents per row.")
+        weights = self.W_enc, self.b_enc, self.W_dec, self.b_dec
+        return residual_encode(x, *weights, budgets=self.budgets or (k,), k=k)
 
     def _normalise(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
         if self.row_norm == "layer_norm":
@@ -352,6 +366,8 @@ class Dictionary:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def _check_rule(self) -> None:
+        if self.residual and (self.sparsity != "top_k" or self.budgets is None or not self.pre_bias):
+            raise ConfigError("residual=True needs sparsity='top_k', budgets and the pre-bias.")
         if self.budgets is not None:
             if self.sparsity not in BUDGETED:
                 raise ConfigError(f"sparsity={self.sparsity!r} has no budgets; budgets={self.budgets} were given.")
@@ -381,6 +397,7 @@ _ABOUT = (
     "sparsity",
     "widths",
     "pre_bias",
+    "residual",
     "target",
     "row_norm",
     "site",

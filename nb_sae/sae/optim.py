@@ -73,7 +73,8 @@ def make_optimizer(sae: SAE, train: TrainConfig, device: torch.device) -> torch.
     for name, value in sae.named_parameters():
         if name in HURRY:
             groups.append({"params": [value], "rate_scale": HURRY[name]})
-    return torch.optim.Adam(groups, lr=train.learning_rate, betas=train.betas, eps=train.eps, fused=fused)
+    rate, betas = train.learning_rate or 1e-3, train.betas or (0.9, 0.999)
+    return torch.optim.Adam(groups, lr=rate, betas=betas, eps=train.eps, fused=fused)
 
 
 @torch.no_grad()

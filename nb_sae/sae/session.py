@@ -68,7 +68,7 @@ class Session(Running):
     ) -> None:
         self._origin = Origin.of(source)
         self.config = (config or SAEConfig.msae()).resolve(self._origin.d_in, self._origin.d_out)
-        self.train = (train or TrainConfig()).resolve(len(source))
+        self.train = (train or TrainConfig()).resolve(len(source), self.config)
         self._run, self._changes = uuid.uuid4().hex, []
         self._save_into(save_to, save_every_rows)
         self.source, self.on_log, self.group, self.device = source, on_log, group or Alone(), choose_device(device)
@@ -191,6 +191,7 @@ class Session(Running):
             sparsity=self.config.sparsity,
             widths=self.config.widths,
             pre_bias=self.sae.pre_bias,
+            residual=self.config.residual,
             target=self._origin.target_site,
             mean=self._scale.mean.clone(),
             mean_square_distance=self._origin.statistics.mean_square_distance,
@@ -325,7 +326,7 @@ class Session(Running):
         if config is not None:
             told.append(differences(self.config, config.resolve(self._origin.d_in, self._origin.d_out)))
         if train is not None:
-            told.append(differences(self.train, train.resolve(self._origin.rows)))
+            told.append(differences(self.train, train.resolve(self._origin.rows, self.config)))
         if any(told):
             raise ConfigError(
                 f"The saved session has other settings: {', '.join(one for one in told if one)}. Leave them out to "

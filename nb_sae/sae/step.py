@@ -17,7 +17,8 @@ from nb_sae.sae.config import BUDGETED, SAEConfig
 from nb_sae.sae.dead import count_silence, dead_latent_loss, resample
 from nb_sae.sae.distributed import Alone, Group
 from nb_sae.sae.model import SAE
-from nb_sae.sae.nested import nested_loss
+from nb_sae.sae.nested import NestedLoss, nested_loss
+from nb_sae.sae.residual import residual_loss
 from nb_sae.sae.training import THRESHOLD_RATE, TrainConfig
 
 
@@ -101,7 +102,7 @@ class TrainingState:
             tied=config.tied,
             encoder_scale=config.encoder_scale,
             levels=len(config.levels) if config.learns_scale else 1,
-            principal_axes=train.principal_axes,
+            principal_axes=bool(train.principal_axes),
             seed=train.seed,
             dtype=getattr(torch, train.dtype),
         )
@@ -121,6 +122,8 @@ class TrainingState:
         self.failed_step = torch.full((), -1, dtype=torch.int64, device=device)
         self._weights = config.normalised_weights
         self._nested_loss = nested_loss
+        if self.group.latent_shares > 1 and config.residual:
+            raise ConfigError("residual=True does not work on a dictionary that is split. Use residual=False.")
         if self.group.latent_shares > 1:
             self._nested_loss = partial(sharded.nested_loss, group=self.group)
 
@@ -211,7 +214,7 @@ class TrainingState:
             ]
             self._take_levels(self.sae.log_level_scale, levels)
         for group in self.optimizer.param_groups:
-            group["betas"], group["eps"] = train.betas, train.eps
+            group["betas"], group["eps"] = train.betas or group["betas"], train.eps
         if train.ema_decay is None:
             self.average = None
         elif self.average is None:
@@ -302,6 +305,12 @@ class TrainingState:
         sae, config = self.sae, self.config
         budgets = config.budgets or (1,)
         pre = sae.pre_activations(x, self.compute_dtype)
+        if config.residual:
+            nested = residual_loss(
+                target, pre, sae.encoder, sae.b_enc, sae.W_dec, sae.b_dec,
+                budgets=budgets, level_weights=self._weights, row_weights=row_weights,
+            )  # fmt: skip
+            return self._batch_of(nested, pre, budgets)
         nested = self._nested_loss(
             target,
             pre,
@@ -314,9 +323,12 @@ class TrainingState:
             row_weights=row_weights,
             selection="row" if config.sparsity == "top_k" else "batch",
         )
+        return self._batch_of(nested, pre, budgets)
+
+    def _batch_of(self, nested: NestedLoss, pre: Tensor, budgets: tuple[int, ...]) -> _Batch:
         loss = nested.loss + self._auxiliary(nested.residual, pre)
         l0 = torch.full((), float(budgets[-1]), device=self.device)
-        thresholds = nested.thresholds if config.sparsity == "batch_top_k" else None
+        thresholds = nested.thresholds if self.config.sparsity == "batch_top_k" else None
         return _Batch(loss, nested.errors, l0, nested.fired, thresholds)
 
     def _penalised(self, x: Tensor, target: Tensor, row_weights: Tensor | None, step: int) -> _Batch:

@@ -7,9 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Self
 
 from nb_sae.errors import ConfigError
+from nb_sae.sae.config import SAEConfig
 
 MIN_ROWS = 1_000_000
 """A store is repeated until this many rows were seen: with fewer, latents stay unused and FVU is far from its end."""
+
+_NESTED: dict[str, Any] = {"learning_rate": 9e-3, "betas": (0.5, 0.99), "principal_axes": True}
+_OTHERS: dict[str, Any] = {"learning_rate": 3e-3, "betas": (0.9, 0.999), "principal_axes": False}
+# What was tried and what it gave: docs/quality.md.
 
 THRESHOLD_RATE = 0.01
 """How fast BatchTopK's threshold follows the batches, once 100 of them were seen."""
@@ -25,13 +30,14 @@ class TrainConfig:
     """The same in passes over the source; give one of the two."""
     batch_rows: int | None = None
     """Rows per step. None: an eighth of the source, between 128 and 1,024, so that a small source gives many steps."""
-    learning_rate: float = 3e-3
-    """Peak of Adam's step size."""
-    principal_axes: bool = True
+    learning_rate: float | None = None
+    """Peak of Adam's step size. None: 9e-3 for nested budgets, else 3e-3."""
+    betas: tuple[float, float] | None = None
+    """Adam's decay rates. None: (0.5, 0.99) for nested budgets, where less momentum keeps more latents in use, else
+    (0.9, 0.999)."""
+    principal_axes: bool | None = None
     """Train along the principal axes of the rows, so that Adam measures its steps per axis; no result changes its
-    meaning, the dictionary is turned back."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Adam's decay rates."""
+    meaning, the dictionary is turned back. None: for nested budgets."""
     eps: float = 1e-8
     """Adam's denominator offset."""
     warmup_steps: int = 50
@@ -84,7 +90,7 @@ class TrainConfig:
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"ema_decay={self.ema_decay} must be between 0 and 1, for example 0.999.")
-        if not 0 <= self.sparsity_warmup <= 1 or not all(0 <= beta < 1 for beta in self.betas):
+        if not 0 <= self.sparsity_warmup <= 1 or not all(0 <= beta < 1 for beta in self.betas or ()):
             raise ConfigError(f"sparsity_warmup={self.sparsity_warmup} and betas={self.betas} must be in [0, 1).")
         for name, allowed in (
             ("schedule", ("step", "epoch")),
@@ -107,6 +113,7 @@ class TrainConfig:
             batch_rows=batch_rows,
             learning_rate=1e-4,
             eps=6.25e-10,
+            betas=(0.9, 0.999),
             principal_axes=False,
             warmup_steps=0,
             schedule="epoch",
@@ -118,15 +125,18 @@ class TrainConfig:
             seed=seed,
         )
 
-    def resolve(self, source_rows: int) -> TrainConfig:
-        """The same settings with `rows` and `batch_rows` as numbers for a source of this length."""
+    def resolve(self, source_rows: int, config: SAEConfig | None = None) -> TrainConfig:
+        """The same settings with everything that was left open set, for a source of this length and an autoencoder."""
         batch_rows = self.batch_rows or min(1024, max(128, source_rows // 8))
         batch_rows = min(batch_rows, source_rows)
         if self.epochs is not None:
             rows = max(1, round(self.epochs * source_rows))
         else:
             rows = self.rows or max(MIN_ROWS, source_rows)
-        return replace(self, rows=rows, epochs=None, batch_rows=batch_rows)
+        nested = config is not None and config.sparsity == "top_k" and len(config.levels) > 1
+        recipe = _NESTED if nested else _OTHERS
+        open_ones = {name: value for name, value in recipe.items() if getattr(self, name) is None}
+        return replace(self, rows=rows, epochs=None, batch_rows=batch_rows, **open_ones)
 
     @property
     def steps(self) -> int:
@@ -152,7 +162,7 @@ class TrainConfig:
             fall = min(1.0, max(0.0, (total - step) / decay_steps)) if self.decay_fraction else 1.0
         warmup = min(self.warmup_steps, total // 10)
         rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
-        return self.learning_rate * rise * fall
+        return (self.learning_rate or _OTHERS["learning_rate"]) * rise * fall
 
     def sparsity_at(self, step: int) -> float:
         """Share of the sparsity penalty at a step: rises linearly from 0 to 1."""

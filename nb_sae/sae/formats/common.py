@@ -199,6 +199,8 @@ def at_least(threshold: Tensor | float) -> Tensor:
 
 def build(source: Path | str, weights: dict[str, Tensor], **about: Any) -> Dictionary:
     """A dictionary from what a file says, its faults reported as faults of the file."""
+    if (scale := about.pop("level_scale", None)) is not None:
+        weights = {**weights, "level_scale": scale}
     try:
         return Dictionary({name: tensor.contiguous() for name, tensor in weights.items()}, **about)
     except (ShapeError, ConfigError) as error:
@@ -235,9 +237,32 @@ def with_unit_rows(dictionary: Dictionary) -> Dictionary:
     return Dictionary(weights, **dictionary._about())
 
 
+def at_budget(dictionary: Dictionary, k: int | None) -> Dictionary:
+    """The same dictionary for whoever takes its top k: the factor of that k goes into the weights.
+
+    Other libraries know no factors of budgets. Budgets above k are left out, those below keep theirs, relative to k's.
+    """
+    if dictionary.residual:
+        first = (dictionary.budgets or (1,))[0]
+        if k is None or k > first:
+            raise ConfigError(
+                f"Each budget of this dictionary encodes what those before it left, which no other library does. Write "
+                f"its first budget (k={first}), or train with SAEConfig.msae(residual=False)."
+            )
+        return Dictionary(dictionary._tensors(), **{**dictionary._about(), "budgets": (k,), "residual": False})
+    if dictionary.level_scale is None or k is None or not dictionary.budgets or not 1 <= k <= dictionary.d_sae:
+        return dictionary
+    budgets = (*(budget for budget in dictionary.budgets if budget < k), k)
+    factor = dictionary.scale_at(k)
+    weights = dictionary._tensors()
+    weights |= {name: weights[name] * factor for name in ("W_enc", "b_enc", "threshold") if name in weights}
+    weights["level_scale"] = torch.tensor([dictionary.scale_at(budget) / factor for budget in budgets])
+    return Dictionary(weights, **{**dictionary._about(), "budgets": budgets})
+
+
 def folded(dictionary: Dictionary, *, pre_bias: bool) -> dict[str, Tensor]:
     """Its tensors for an encoder that takes `b_dec` off its input, or does not; the latents stay the same."""
-    tensors = {name: tensor.cpu() for name, tensor in dictionary._tensors().items()}
+    tensors = {name: tensor.cpu() for name, tensor in dictionary._tensors().items() if name != "level_scale"}
     if dictionary.pre_bias != pre_bias:
         shift = tensors["b_dec"] @ tensors["W_enc"] * (1 if pre_bias else -1)
         tensors["b_enc"] = tensors["b_enc"] + shift
@@ -288,6 +313,8 @@ def remembered(dictionary: Dictionary, *, threshold: bool = False) -> dict[str, 
 
     about = {key: value for key, value in dictionary._about().items() if key != "mean"}
     about["nb_sae_version"] = __version__
+    scale = dictionary.level_scale
+    about["level_scale"] = None if scale is None else scale.tolist()
     about["mean"] = None if dictionary.mean is None else dictionary.mean.tolist()
     if threshold and dictionary.threshold is not None:
         about["threshold"] = dictionary.threshold.tolist()
@@ -312,6 +339,8 @@ def recalled(about: Any, rule: str, k: int | None) -> dict[str, Any]:
         kept["budgets"] = (*(b for b in budgets if b < k), k)
     elif rule in ("jump_relu", "batch_top_k") and about.get("sparsity") == "batch_top_k":
         kept |= {"sparsity": "batch_top_k", "budgets": budgets or None}
+    if about.get("level_scale") and kept.get("budgets") == budgets:
+        kept["level_scale"] = torch.tensor(about["level_scale"])
     return kept
 
 

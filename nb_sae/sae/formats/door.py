@@ -12,7 +12,7 @@ import torch
 from nb_sae.errors import ConfigError, FormatError, InputNotFoundError, closest
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.formats import dictionary_learning, hub, msae, overcomplete, prisma, saelens, sparsify
-from nb_sae.sae.formats.common import Told, read_torch, with_unit_rows
+from nb_sae.sae.formats.common import Told, at_budget, read_torch, with_unit_rows
 
 Format = Literal["nb_sae", "saelens", "dictionary_learning", "sparsify", "msae", "overcomplete", "prisma"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -136,7 +136,7 @@ def export_dictionary(
         return dictionary.save(target, overwrite=overwrite)
     if format not in writers:
         raise ConfigError(f"format={format!r} is unknown. {closest(format, FORMATS)}Known: {', '.join(FORMATS)}.")
-    return writers[format](dictionary, target, k=k, overwrite=overwrite)
+    return writers[format](at_budget(dictionary, k), target, k=k, overwrite=overwrite)
 
 
 def recognise(path: Path, told: Told) -> Found:

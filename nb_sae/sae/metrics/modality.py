@@ -126,6 +126,10 @@ class _Moved:
         moved = (x - self.mean) * self.scale + self.trained
         return (self.dictionary.reconstruct(moved, k) - self.trained) / self.scale + self.mean
 
+    def decode_prefixes(self, values: Tensor, indices: Tensor, ks: Sequence[int]) -> list[Tensor]:
+        x_hats = self.dictionary.decode_prefixes(values, indices, ks)
+        return [(x_hat - self.trained) / self.scale + self.mean for x_hat in x_hats]
+
     def decode(self, latents):
         return (self.dictionary.decode(latents) - self.trained) / self.scale + self.mean
 

@@ -101,6 +101,8 @@ def decode_at(coder: Coder, x: Tensor, values: Tensor, indices: Tensor, ks: Sequ
     """One reconstruction of `x` for each k from latents in their order, each latent decoded once."""
     if getattr(coder, "row_norm", None):  # the norm of a row is not in its latents, so they alone do not give x̂
         return [coder.reconstruct(x, k) for k in ks]  # pyright: ignore[reportAttributeAccessIssue]
+    if hasattr(coder, "decode_prefixes"):  # a dictionary may have learned a factor for each budget
+        return coder.decode_prefixes(values, indices, ks)  # pyright: ignore[reportAttributeAccessIssue]
     return nested_decode(values, indices, coder.W_dec, coder.b_dec, ks)
 
 

@@ -1,0 +1,128 @@
+"""Budgets in rounds: values against a slow loop, gradients against autograd, and what they buy."""
+
+from __future__ import annotations
+
+import planted
+import pytest
+import torch
+from torch import Tensor
+
+import nb_sae as ns
+from nb_sae.errors import ConfigError
+from nb_sae.sae.residual import residual_encode, residual_loss
+
+
+def slow_levels(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, budgets) -> list[Tensor]:
+    """Round by round with dense codes, for autograd."""
+    x_hat = b_dec.expand_as(x)
+    taken = torch.zeros(len(x), len(b_enc), dtype=torch.bool)
+    levels, before = [], 0
+    for k in budgets:
+        pre = (x - x_hat) @ W_enc + b_enc
+        chosen = pre.masked_fill(taken, -torch.inf).topk(k - before, dim=-1).indices
+        mask = torch.zeros_like(taken).scatter(1, chosen, True)
+        x_hat = x_hat + (pre * mask).relu() @ W_dec
+        taken, before = taken | mask, k
+        levels.append(x_hat)
+    return levels
+
+
+@pytest.fixture
+def weights():
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((7, 20), (20,), (20, 7), (7,))
+    made = [torch.randn(shape, generator=generator, dtype=torch.double) for shape in shapes]
+    made[2] = torch.nn.functional.normalize(made[2], dim=-1)
+    return [tensor.requires_grad_() for tensor in made]
+
+
+@pytest.mark.parametrize("budgets", [(3,), (2, 5), (1, 2, 4, 8), (4, 20)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_and_gradients_equal_the_slow_rounds(weights, budgets, weighted):
+    W_enc, b_enc, W_dec, b_dec = weights
+    x = torch.randn(15, 7, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    rows = torch.linspace(0.5, 2, 15, dtype=torch.double) if weighted else None
+    share = torch.linspace(1, 2, len(budgets), dtype=torch.double)
+    share = share / share.sum()
+
+    pre = (x - b_dec) @ W_enc + b_enc
+    fast = residual_loss(
+        x, pre, W_enc, b_enc, W_dec, b_dec, budgets=budgets, level_weights=share.tolist(), row_weights=rows
+    )
+    errors = [(x - level).square().mean(-1) for level in slow_levels(x, *weights, budgets)]
+    slow = sum(s * (e if rows is None else e * rows).mean() for s, e in zip(share, errors, strict=True))
+    assert isinstance(slow, Tensor)
+    torch.testing.assert_close(fast.loss, slow)
+    torch.testing.assert_close(fast.errors, torch.stack([error.mean() for error in errors]))
+    ours = torch.autograd.grad(fast.loss, weights, retain_graph=True)
+    theirs = torch.autograd.grad(slow, weights)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_float32_and_bfloat16_agree_with_float64(weights):
+    x = torch.randn(64, 7, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    grads = {}
+    for dtype in (torch.float64, torch.float32):
+        own = [tensor.detach().to(dtype).requires_grad_() for tensor in weights]
+        W_enc, b_enc, _, b_dec = own
+        rows = x.to(dtype)
+        pre = (rows - b_dec) @ W_enc + b_enc
+        loss = residual_loss(rows, pre, *own, budgets=(2, 4), level_weights=(0.5, 0.5)).loss
+        grads[dtype] = torch.autograd.grad(loss, own)
+    for exact, single in zip(grads[torch.float64], grads[torch.float32], strict=True):
+        torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-6)
+
+
+def test_encode_takes_in_the_order_of_the_rounds(weights):
+    W_enc, b_enc, W_dec, b_dec = (tensor.detach() for tensor in weights)
+    x = torch.randn(30, 7, dtype=torch.double, generator=torch.Generator().manual_seed(2))
+    values, indices = residual_encode(x, W_enc, b_enc, W_dec, b_dec, budgets=(2, 5, 9), k=9)
+    for k, expected in zip((2, 5, 9), slow_levels(x, W_enc, b_enc, W_dec, b_dec, (2, 5, 9)), strict=True):
+        codes = torch.zeros(30, 20, dtype=torch.double).scatter(1, indices[:, :k], values[:, :k])
+        torch.testing.assert_close(codes @ W_dec + b_dec, expected)
+    assert all(len(set(row.tolist())) == 9 for row in indices)
+    for k in (1, 3, 5, 7):
+        some = residual_encode(x, W_enc, b_enc, W_dec, b_dec, budgets=(2, 5, 9), k=k)
+        assert torch.equal(some[1], indices[:, :k])
+    more, _ = residual_encode(x, W_enc, b_enc, W_dec, b_dec, budgets=(2, 5, 9), k=12)
+    torch.testing.assert_close(more[:, :9], values)
+
+
+def test_rounds_explain_more_than_one_look_and_survive_files(tmp_path):
+    truth = planted.atoms(96, 32)
+    rows, _ = planted.sparse_rows(truth, 20_000, active=6, seed=1)
+    unseen, _ = planted.sparse_rows(truth, 2_000, active=6, seed=2)
+    store = ns.ActivationStore.from_tensor(rows)
+    train = ns.TrainConfig(rows=200_000, batch_rows=512)
+    fvu = {}
+    for residual in (False, True):
+        config = ns.SAEConfig.msae(d_sae=96, budgets=(3, 6, 12), residual=residual)
+        dictionary = ns.train_sae(store, config, train, progress=False)
+        x_hat = dictionary.reconstruct(unseen, 12)
+        fvu[residual] = float((unseen - x_hat).square().sum() / (unseen - unseen.mean(0)).square().sum())
+    assert fvu[True] < 0.8 * fvu[False]
+    again = ns.Dictionary.load(dictionary.save(tmp_path / "d"))
+    assert again.residual
+    assert torch.equal(again.encode(unseen), dictionary.encode(unseen))
+    values, indices = again.encode(unseen, sparse=True)
+    levels = again.decode_levels(values, indices)
+    torch.testing.assert_close(levels[0], again.decode(again.encode(unseen, 3)))
+    torch.testing.assert_close(levels[-1], again.decode(again.encode(unseen)))
+    assert again.to("cpu").residual
+
+
+def test_what_rounds_cannot_do_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="residual"):
+        ns.SAEConfig.msae(d_sae=32, widths=(16, 32), residual=True)
+    with pytest.raises(ConfigError, match="residual"):
+        ns.SAEConfig.batch_topk((2, 4), d_sae=32, residual=True)
+    rows = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+    config = ns.SAEConfig.msae(d_sae=32, budgets=(2, 4), residual=True)
+    train = ns.TrainConfig(rows=2_000, batch_rows=100)
+    dictionary = ns.train_sae(ns.ActivationStore.from_tensor(rows), config, train, progress=False)
+    with pytest.raises(ConfigError, match="residual=False"):
+        ns.export_dictionary(dictionary, tmp_path / "all", format="saelens")
+    ns.export_dictionary(dictionary, tmp_path / "first", format="saelens", k=2)
+    there = ns.load_dictionary(tmp_path / "first")
+    torch.testing.assert_close(there.encode(rows), dictionary.encode(rows, 2), atol=1e-5, rtol=1e-5)
