@@ -55,8 +55,8 @@ def nested_loss(
     The reconstruction of budget k and width w is x̂ = b_dec + Σ relu(pre_j) W_dec_j over the latents j < w among the k
     largest of the row, the sum times level_scale_l if that is given. The loss is
     Σ_l level_weights_l · mean_n[row_weights_n · mean_d (target − x̂_l)²]. A latent enters at one budget b(j) and one
-    width c(j), so its gradient needs only the sum of the errors of the levels from there on. Weights are numbers, hence gradients are made while the levels are, and no level keeps a matrix of
-    `(batch, d_sae)`.
+    width c(j), so its gradient needs only the sum of the errors of the levels from there on. Weights are numbers, hence
+    gradients are made while the levels are, and no level keeps a matrix of `(batch, d_sae)`.
 
     Among equal values, which one is selected is not promised; every budget selects exactly k, and budgets nest.
 
