@@ -285,12 +285,12 @@ class SAEConfig:
 
 
 def default_budgets(d_in: int, d_sae: int) -> tuple[int, ...]:
-    """Powers of two from about d_in/24 to at most 2·d_in/3.
+    """Powers of two from about d_in/24 to about d_in/3.
 
     Below d/24 a budget is a small part of the signal; far above it a dictionary becomes a basis, where PCA is better.
     """
     first = max(1, 2 ** round(math.log2(max(1.0, d_in / 24))))
-    last = max(first, min(2 * d_in // 3, d_sae))
+    last = max(first, min(2 ** round(math.log2(max(1.0, d_in / 3))), d_sae))
     budgets = []
     k = first
     while k <= last:
