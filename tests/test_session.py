@@ -201,7 +201,7 @@ def test_a_changed_setting_holds_from_the_next_step_on(source):
 
 def test_a_change_to_what_it_is_already_changes_no_bit(source):
     session = start(source).run(steps=5, progress=False)
-    session.change(learning_rate=TRAIN.learning_rate, budgets=(2, 4)).run(progress=False)
+    session.change(learning_rate=session.train.learning_rate, budgets=(2, 4)).run(progress=False)
     assert same(state(session), state(start(source).run(progress=False)))
 
 
@@ -231,16 +231,27 @@ def test_budgets_may_change_and_take_over_what_the_next_larger_one_knew(source, 
         ({"budgets": (4, 200)}, "larger than d_sae"),
         ({"widths": (8, 16)}, "must end at d_sae=32"),
         ({"level_weights": (1, 2, 3)}, "one weight for each"),
-        ({"budgets": (4,)}, "2 and 1 levels"),
         ({"rows": 10}, "rows were seen already"),
     ],
 )
 def test_changes_outside_the_method_are_refused_and_nothing_changes(source, settings, message):
     session = start(source).run(steps=5, progress=False)
+    before = session.config, session.train
     with pytest.raises(ConfigError, match=message):
         session.change(learning_rate=1.0, **settings) if "learning_rate" not in settings else session.change(**settings)
-    assert (session.config, session.train) == (CONFIG, TRAIN)
+    assert (session.config, session.train) == before
     assert same(state(session.run(progress=False)), state(start(source).run(progress=False)))
+
+
+def test_learned_level_scales_follow_the_budgets_and_cannot_come_or_go(source):
+    config = ns.SAEConfig.msae(d_sae=32, budgets=(2, 4), scale_levels=True)
+    session = start(source, config).run(steps=5, progress=False)
+    scales = session.sae.log_level_scale.detach().clone()
+    session.change(budgets=(1, 3, 8))
+    assert torch.equal(session.sae.log_level_scale.detach(), scales[[0, 1, 1]])
+    assert session.run(progress=False).finished
+    with pytest.raises(ConfigError, match="3 and 1 levels"):
+        session.change(budgets=(4,))
 
 
 # --- fork, together ---

@@ -197,7 +197,7 @@ def test_pairs_stay_pairs_whatever_their_width():
 def test_a_transcoder_resumes_bit_for_bit(tmp_path):
     x, y = torch.randn(300, 6, generator=torch.Generator().manual_seed(0)), torch.randn(300, 5)
     source = ns.pair(ns.ActivationStore.from_tensor(x, site="in"), ns.ActivationStore.from_tensor(y, site="out"))
-    make = {"config": CONFIG, "train": PLAN, "device": "cpu", "progress": False}
+    make = {"config": ns.SAEConfig.topk(4, d_sae=32), "train": PLAN, "device": "cpu", "progress": False}
     whole = ns.Session(source, **make).run(progress=False)
     ns.Session(source, **make).run(steps=25, progress=False).save(tmp_path / "s")
     again = ns.Session.load(tmp_path / "s", source, device="cpu").run(progress=False)
