@@ -12,7 +12,7 @@ from nb_sae.sae.config import SAEConfig
 MIN_ROWS = 1_000_000
 """A store is repeated until this many rows were seen: with fewer, latents stay unused and FVU is far from its end."""
 
-_NESTED: dict[str, Any] = {"learning_rate": 9e-3, "betas": (0.5, 0.99), "principal_axes": True}
+_NESTED: dict[str, Any] = {"learning_rate": 6e-3, "betas": (0.5, 0.99), "principal_axes": True}
 _OTHERS: dict[str, Any] = {"learning_rate": 3e-3, "betas": (0.9, 0.999), "principal_axes": False}
 # What was tried and what it gave: docs/quality.md.
 
@@ -31,7 +31,7 @@ class TrainConfig:
     batch_rows: int | None = None
     """Rows per step. None: an eighth of the source, between 128 and 1,024, so that a small source gives many steps."""
     learning_rate: float | None = None
-    """Peak of Adam's step size. None: 9e-3 for nested budgets, else 3e-3."""
+    """Peak of Adam's step size. None: 6e-3 for nested budgets, else 3e-3."""
     betas: tuple[float, float] | None = None
     """Adam's decay rates. None: (0.5, 0.99) for nested budgets, where less momentum keeps more latents in use, else
     (0.9, 0.999)."""
