@@ -244,7 +244,7 @@ def test_changes_outside_the_method_are_refused_and_nothing_changes(source, sett
 
 
 def test_learned_level_scales_follow_the_budgets_and_cannot_come_or_go(source):
-    config = ns.SAEConfig.msae(d_sae=32, budgets=(2, 4), scale_levels=True)
+    config = ns.SAEConfig(d_sae=32, budgets=(2, 4), scale_levels=True)
     session = start(source, config).run(steps=5, progress=False)
     scales = session.sae.log_level_scale.detach().clone()
     session.change(budgets=(1, 3, 8))

@@ -53,10 +53,10 @@ def changed(
     if new_train.rows is None or new_train.rows <= rows_seen < (train.rows or 0):
         raise ConfigError(f"rows={new_train.rows}: {rows_seen:,} rows were seen already. Give a larger total.")
     new_config = new_config.resolve(d_in, d_out)
-    if new_config.learns_scale != config.learns_scale:
+    if (new_config.learns_scale, new_config.residual) != (config.learns_scale, config.residual):
         raise ConfigError(
             f"{len(config.levels)} and {len(new_config.levels)} levels: only several levels have scales that are "
-            "learned, and they stay as they are. Keep to several or to one, or start a new session."
+            "learned, or leave something to the next. Keep to several or to one, or start a new session."
         )
     return new_config, new_train
 
