@@ -40,7 +40,7 @@ class SAEConfig:
     number per budget (per width if only widths are nested), or per pair, budgets outer and widths inner."""
     residual: bool = False
     """Each budget encodes what the budgets before it left, with the same encoder (`residual.py`): one product more per
-    budget, and far less left. False: all budgets share one look at the row, as in the paper."""
+    budget, and far less left. False: all budgets share one look at the row, as in the paper and for transcoders."""
     scale_levels: bool = True
     """Every nested level learns one factor for its latents: few of them have to stand for what many say together."""
     tied: bool = False
@@ -236,11 +236,10 @@ class SAEConfig:
             budgets = default_budgets(d_in, d_sae)
         if self.widths is not None:
             _check_last_width(self.widths, d_sae)
-        if self.residual and d_out is not None:
-            raise ConfigError("residual=True needs the residual of the rows that are read; a transcoder makes others.")
         if self.tied and d_out not in (None, d_in):
             raise ConfigError(f"tied=True needs rows in and out of one width; they are {d_in} and {d_out}.")
-        residual = self.residual and len(budgets or ()) > 1  # one budget leaves nothing to a next one
+        # One budget leaves nothing to a next one, and what a transcoder leaves is not of the rows that it reads.
+        residual = self.residual and len(budgets or ()) > 1 and d_out is None
         return replace(self, d_sae=d_sae, budgets=budgets, residual=residual)
 
     @property
