@@ -149,7 +149,8 @@ def planted_source() -> ActivationStore:
 
 
 CONFIGS: dict[str, Callable[[], SAEConfig]] = {
-    "msae": lambda: SAEConfig.msae(d_sae=240, budgets=(1, 2, 4), level_weights=(3, 2, 1)),
+    "msae": lambda: SAEConfig.msae(d_sae=240, budgets=(1, 2, 4), level_weights=(3, 2, 1), residual=False),
+    "residual": lambda: SAEConfig.msae(d_sae=240, budgets=(1, 2, 4), residual=True),
     "widths": lambda: SAEConfig.msae(d_sae=96, budgets=(2, 8), widths=(24, 96), loss="nmse"),
     "tied": lambda: SAEConfig.k_sparse(4, d_sae=96),
     "jump_relu": lambda: SAEConfig.jump_relu(4.0, d_sae=96),

@@ -85,7 +85,7 @@ def same_training(found: list[dict], alone: dict) -> None:
             assert line == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["msae", "widths", "tied", "jump_relu", "gated", "relu"])
+@pytest.mark.parametrize("kind", ["msae", "residual", "widths", "tied", "jump_relu", "gated", "relu"])
 def test_two_processes_train_what_one_trains_on_the_same_batches(tmp_path, kind):
     """50 steps in float64, with dead latents, clipping, projection and averaging, to 1e-8."""
     alone = train(0, 1, kind=kind)

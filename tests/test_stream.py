@@ -155,9 +155,11 @@ def test_what_a_stream_cannot_do_says_so(monkeypatch, capsys):
 def test_the_demo_models_stream():
     lm = ns.load_lm("demo", device="cpu")
     faces, clip = ns.demo_faces(24, seed=0), ns.load_clip("demo", device="cpu")
-    for model, inputs, site in ((lm, ns.demo_texts()[:40], lm.hook_names()[-1]), (clip, faces, clip.hook_names()[0])):
+    block = "visual.transformer.resblocks.1"
+    for model, inputs, site in ((lm, ns.demo_texts()[:40], "gpt_neox.layers.2"), (clip, faces, block)):
         source = ns.ActivationStream(model, inputs, site=site, rows=1_024, batch_inputs=8, progress=False)
-        session = ns.Session(source, train=ns.TrainConfig(rows=20 * 64, batch_rows=64), device="cpu", progress=False)
+        config, plan = ns.SAEConfig.msae(d_sae=256), ns.TrainConfig(rows=20 * 64, batch_rows=64)
+        session = ns.Session(source, config, plan, device="cpu", progress=False)
         session.run(progress=False)
         assert session.log["loss"][-1] < session.log["loss"][0]
 
