@@ -18,7 +18,11 @@ from nb_sae.errors import InputNotFoundError, NbSaeError
 if TYPE_CHECKING:
     from nb_sae.reporting.report import Report
 
-_NOTEBOOKS = {"01": "01_interpret_clip.ipynb", "02": "02_interpret_language_model.ipynb"}
+_NOTEBOOKS = {
+    "01": "01_interpret_clip.ipynb",
+    "02": "02_interpret_language_model.ipynb",
+    "03": "03_train_and_compare.ipynb",
+}
 _QUICK = {"N_INPUTS": 600, "TRAIN_ROWS": 60_000}
 """A first look: enough to see that everything works, too little to trust a latent."""
 _EXIT_FAILED, _EXIT_REFUSED, _EXIT_INTERRUPTED = 1, 2, 130
@@ -66,7 +70,9 @@ def _add_demo(commands: Any) -> None:
         description="Execute the tutorial notebook, on the embedded model and data or on your own, "
         "and write it as one HTML file and an executed notebook.",
     )
-    demo.add_argument("--notebook", choices=sorted(_NOTEBOOKS), default="01", help="01: CLIP, 02: language model")
+    demo.add_argument(
+        "--notebook", choices=sorted(_NOTEBOOKS), default="01", help="01: CLIP, 02: language model, 03: training"
+    )
     demo.add_argument(
         "--model", metavar="NAME", help="an open_clip name, hf-hub: name or local checkpoint; or a causal LM"
     )

@@ -88,7 +88,11 @@ def notebooks() -> list[Path]:
 
 
 def test_the_two_tutorials_are_there():
-    assert {path.name for path in notebooks()} >= {"01_interpret_clip.ipynb", "02_interpret_language_model.ipynb"}
+    assert {path.name for path in notebooks()} >= {
+        "01_interpret_clip.ipynb",
+        "02_interpret_language_model.ipynb",
+        "03_train_and_compare.ipynb",
+    }
 
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.name)

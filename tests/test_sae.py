@@ -228,8 +228,10 @@ def test_learning_rate_rises_holds_and_falls_to_nearly_zero():
     assert 0 < rates[-1] < 0.01
 
 
-@pytest.mark.parametrize(("d_in", "expected"), [(384, (16, 32, 64, 128, 256)), (512, (16, 32, 64, 128, 256))])
-def test_default_budgets_run_from_a_24th_to_two_thirds(d_in, expected):
+@pytest.mark.parametrize(
+    ("d_in", "expected"), [(384, (16, 32, 64, 128)), (512, (16, 32, 64, 128)), (768, (32, 64, 128, 256))]
+)
+def test_default_budgets_run_from_a_24th_to_a_third(d_in, expected):
     assert default_budgets(d_in, 8 * d_in) == expected
 
 

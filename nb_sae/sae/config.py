@@ -12,7 +12,8 @@ from nb_sae.errors import ConfigError
 Sparsity = Literal["top_k", "batch_top_k", "relu", "jump_relu", "gated"]
 BiasInit = Literal["mean", "geometric_median", "zeros"]
 Loss = Literal["mse", "nmse"]
-LevelWeights = Literal["uniform", "reverse"] | tuple[float, ...]
+NamedWeights = Literal["uniform", "reverse", "first"]
+LevelWeights = NamedWeights | tuple[float, ...]
 
 BUDGETED: tuple[Sparsity, ...] = ("top_k", "batch_top_k")
 """The rules that keep a stated number of latents, and so can nest budgets."""
@@ -36,8 +37,9 @@ class SAEConfig:
     widths: tuple[int, ...] | None = None
     """Nested prefixes of the dictionary, ascending, the last is `d_sae`. None: one width. They compose with budgets."""
     level_weights: LevelWeights = "uniform"
-    """Weight of each level's loss, always normalised: "uniform" (UW), "reverse" (RW: the sparsest counts most), or one
-    number per budget (per width if only widths are nested), or per pair, budgets outer and widths inner."""
+    """Weight of each level's loss, always normalised: "uniform" (UW), "reverse" (RW: the sparsest counts most), "first"
+    (the sparsest counts double), or one number per budget (per width if only widths are nested), or per pair, budgets
+    outer and widths inner."""
     residual: bool = False
     """Each budget encodes what the budgets before it left, with the same encoder (`residual.py`): one product more per
     budget, and far less left. False: all budgets share one look at the row, as in the paper and for transcoders."""
@@ -102,26 +104,29 @@ class SAEConfig:
         d_sae: int | None = None,
         budgets: Sequence[int] | None = None,
         widths: Sequence[int] | None = None,
-        level_weights: Literal["uniform", "reverse"] | Sequence[float] = "uniform",
+        level_weights: NamedWeights | Sequence[float] | None = None,
         residual: bool | None = None,
         **others: Any,
     ) -> Self:
         """Matryoshka SAE, our best settings: one dictionary, nested top-k budgets (and nested widths if given).
 
-        `residual=None` is True unless widths are given. Other libraries encode a row once: for them train with
-        `residual=False`, or export the first budget.
+        `residual=None` is True unless widths are given, `level_weights=None` is "first" in rounds, else "uniform".
+        Other libraries encode a row once: for them train with `residual=False`, or export the first budget.
 
         Source:
             Zaigrajew et al. 2025, Interpreting CLIP with Hierarchical Sparse Autoencoders, arXiv:2502.20578; nested
             widths: Bussmann et al. 2025, Learning Multi-Level Features with Matryoshka SAEs, arXiv:2503.17547.
         """
+        residual = widths is None if residual is None else residual
+        if level_weights is None:
+            level_weights = "first" if residual else "uniform"
         return cls(
             expansion=expansion,
             d_sae=d_sae,
             budgets=_integers(budgets),
             widths=_integers(widths),
             level_weights=level_weights if isinstance(level_weights, str) else tuple(map(float, level_weights)),
-            residual=widths is None if residual is None else residual,
+            residual=residual,
             **others,
         )
 
@@ -262,6 +267,8 @@ class SAEConfig:
         outer, inner = (budgets, widths) if budgets > 1 or widths == 1 else (widths, 1)
         if self.level_weights == "uniform":
             raw: list[float] = [1.0] * (budgets * widths)
+        elif self.level_weights == "first":
+            raw = [1.0 + (i == 0) for i in range(outer) for _ in range(inner)]
         elif self.level_weights == "reverse":
             raw = [float(outer - i) for i in range(outer) for _ in range(inner)]
         elif len(self.level_weights) == budgets * widths:
@@ -315,8 +322,8 @@ def _check_last_width(widths: tuple[int, ...], d_sae: int | None) -> None:
 def _check_weights(config: SAEConfig) -> None:
     weights = config.level_weights
     if isinstance(weights, str):
-        if weights not in ("uniform", "reverse"):
-            raise ConfigError(f"level_weights={weights!r}: use 'uniform', 'reverse' or one number per level.")
+        if weights not in get_args(NamedWeights):
+            raise ConfigError(f"level_weights={weights!r}: use 'uniform', 'reverse', 'first' or one number per level.")
         return
     budgets, widths = config.budgets, config.widths
     if budgets is None and widths is None:
