@@ -157,7 +157,7 @@ class TrainingState:
             optim.unit_decoder(sae, failed, encoder_follows=True)
         if train.project_gradient:
             optim.project_decoder_gradient(sae)
-        if train.grad_clip is not None:
+        if isinstance(train.grad_clip, float):
             self.group.clip_gradients(sae.parameters(), train.grad_clip)
         rate = train.rate_at(step, epoch_steps=self.epoch_steps)
         for group in self.optimizer.param_groups:

@@ -14,6 +14,8 @@ MIN_ROWS = 1_000_000
 
 _NESTED: dict[str, Any] = {"learning_rate": 6e-3, "betas": (0.5, 0.99), "principal_axes": True}
 _OTHERS: dict[str, Any] = {"learning_rate": 3e-3, "betas": (0.9, 0.999), "principal_axes": False}
+_FULL_RATE_LATENTS = 1536
+_CLIP = 0.05
 # What was tried and what it gave: docs/quality.md.
 
 THRESHOLD_RATE = 0.01
@@ -31,7 +33,7 @@ class TrainConfig:
     batch_rows: int | None = None
     """Rows per step. None: an eighth of the source, between 128 and 1,024, so that a small source gives many steps."""
     learning_rate: float | None = None
-    """Peak of Adam's step size. None: 6e-3 for nested budgets, else 3e-3."""
+    """Peak of Adam's step size. None: 3e-3, for nested budgets 6e-3, less above 1,536 latents as 1 / √d_sae."""
     betas: tuple[float, float] | None = None
     """Adam's decay rates. None: (0.5, 0.99) for nested budgets, where less momentum keeps more latents in use, else
     (0.9, 0.999)."""
@@ -46,8 +48,9 @@ class TrainConfig:
     """The learning rate falls to 0, linearly, over this last part of the run."""
     schedule: Literal["step", "epoch"] = "step"
     """"step", or "epoch": the rate changes only between passes over the source, as in the paper's code."""
-    grad_clip: float | None = None
-    """Largest norm of the gradient over all parameters. None: not clipped."""
+    grad_clip: float | Literal["auto"] | None = "auto"
+    """Largest norm of the gradient over all parameters. "auto": 0.05 for budgets in rounds, where a round that answers
+    too strongly is answered too strongly by the next, else None, not clipped."""
     project_gradient: bool = False
     """Remove the part of each decoder row's gradient that lies along the row."""
     unit_decoder: Literal["after", "before"] = "after"
@@ -81,7 +84,7 @@ class TrainConfig:
         above_zero = ("rows", "epochs", "batch_rows", "learning_rate", "dead_after_rows", "log_points", "eps")
         for name in (*above_zero, "grad_clip", "resample_every", "log_every"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value not in (None, "auto") and not value > 0:
                 raise ConfigError(f"{name}={value} must be above 0.")
         if not 0 <= self.decay_fraction <= 1 or self.warmup_steps < 0 or self.aux_weight < 0:
             raise ConfigError(
@@ -134,8 +137,12 @@ class TrainConfig:
         else:
             rows = self.rows or max(MIN_ROWS, source_rows)
         nested = config is not None and config.sparsity == "top_k" and len(config.levels) > 1
-        recipe = _NESTED if nested else _OTHERS
+        recipe = dict(_NESTED if nested else _OTHERS)
+        if nested and config is not None:
+            recipe["learning_rate"] *= min(1.0, (_FULL_RATE_LATENTS / (config.d_sae or 1)) ** 0.5)
         open_ones = {name: value for name, value in recipe.items() if getattr(self, name) is None}
+        if self.grad_clip == "auto":
+            open_ones["grad_clip"] = _CLIP if config is not None and config.residual else None
         return replace(self, rows=rows, epochs=None, batch_rows=batch_rows, **open_ones)
 
     @property
