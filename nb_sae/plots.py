@@ -81,7 +81,7 @@ def _comparison(frame: pl.DataFrame) -> go.Figure:
         if name in ("PCA", "PCA (these rows)"):
             _add_baseline(figure, name, matched)
             continue
-        _add_line(figure, name, matched, PALETTE[colour % len(PALETTE)])
+        _add_line(figure, name, matched, PALETTE[colour % len(PALETTE)], turn=colour // len(PALETTE))
         if own.height:
             figure.add_scatter(
                 x=own["l0"].to_list(),
@@ -95,18 +95,19 @@ def _comparison(frame: pl.DataFrame) -> go.Figure:
     rows = f" on {frame['rows'][0]:,} rows" if "rows" in frame.columns and frame.height else ""
     _dressed(figure, f"Fraction of variance unexplained at the same k{rows}")
     # Many names are long: below the drawing they do not run into the title.
-    figure.update_layout(height=440, legend={"x": 0, "xanchor": "left", "y": -0.22, "yanchor": "top"})
+    figure.update_layout(height=560, legend={"x": 0, "xanchor": "left", "y": -0.16, "yanchor": "top"})
     return figure
 
 
-def _add_line(figure: go.Figure, name: str, frame: pl.DataFrame, colour: str) -> None:
+def _add_line(figure: go.Figure, name: str, frame: pl.DataFrame, colour: str, *, turn: int = 0) -> None:
+    """`turn` counts how often the colours were used up before: another dash and marker keep the lines apart."""
     figure.add_scatter(
         x=frame["k"].to_list(),
         y=frame["fvu"].to_list(),
         name=name,
         mode="lines+markers",
-        line={"color": colour, "width": 2.5},
-        marker={"size": 9},
+        line={"color": colour, "width": 2.5, "dash": ("solid", "dot", "dashdot", "longdash")[turn % 4]},
+        marker={"size": 9, "symbol": ("circle", "square", "triangle-up", "x")[turn % 4]},
     )
 
 
