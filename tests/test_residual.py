@@ -126,3 +126,18 @@ def test_what_rounds_cannot_do_is_refused(tmp_path):
     ns.export_dictionary(dictionary, tmp_path / "first", format="saelens", k=2)
     there = ns.load_dictionary(tmp_path / "first")
     torch.testing.assert_close(there.encode(rows), dictionary.encode(rows, 2), atol=1e-5, rtol=1e-5)
+
+
+def test_few_rows_are_looked_at_once(tmp_path):
+    """With few rows per latent the rounds learn them by heart and make unseen ones worse."""
+    truth = planted.atoms(96, 32)
+    for rows, rounds in ((96 * 16, True), (96 * 16 - 1, False)):
+        store = ns.ActivationStore.from_tensor(planted.sparse_rows(truth, rows)[0])
+        session = ns.Session(store, ns.SAEConfig.msae(d_sae=96, budgets=(2, 4)), ns.TrainConfig(rows=5_000))
+        assert session.config.residual is rounds
+        assert session.config.level_weights == ("first" if rounds else "uniform")
+        assert session.train.grad_clip == (0.05 if rounds else None)
+        session.run(steps=3, progress=False)
+        assert session.dictionary.residual is rounds
+        loaded = ns.Session.load(session.save(tmp_path / str(rows)), store)
+        assert loaded.config == session.config

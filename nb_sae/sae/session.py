@@ -67,7 +67,7 @@ class Session(Running):
         progress: bool = True,
     ) -> None:
         self._origin = Origin.of(source)
-        self.config = (config or SAEConfig.msae()).resolve(self._origin.d_in, self._origin.d_out)
+        self.config = self._resolved(config or SAEConfig.msae())
         self.train = (train or TrainConfig()).resolve(len(source), self.config)
         self._run, self._changes = uuid.uuid4().hex, []
         self._save_into(save_to, save_every_rows)
@@ -191,7 +191,7 @@ class Session(Running):
             sparsity=self.config.sparsity,
             widths=self.config.widths,
             pre_bias=self.sae.pre_bias,
-            residual=self.config.residual,
+            residual=bool(self.config.residual),
             target=self._origin.target_site,
             mean=self._scale.mean.clone(),
             mean_square_distance=self._origin.statistics.mean_square_distance,
@@ -321,10 +321,13 @@ class Session(Running):
         self.step, self.seconds = header["step"], header["seconds"]
         self._position = (header["position"][0], header["position"][1])
 
+    def _resolved(self, config: SAEConfig) -> SAEConfig:
+        return config.resolve(self._origin.d_in, self._origin.d_out, rows=self._origin.rows)
+
     def _check_settings(self, config: SAEConfig | None, train: TrainConfig | None) -> None:
         told = []
         if config is not None:
-            told.append(differences(self.config, config.resolve(self._origin.d_in, self._origin.d_out)))
+            told.append(differences(self.config, self._resolved(config)))
         if train is not None:
             told.append(differences(self.train, train.resolve(self._origin.rows, self.config)))
         if any(told):
