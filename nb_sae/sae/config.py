@@ -48,8 +48,9 @@ class SAEConfig:
     """Each budget encodes what the budgets before it left, with the same encoder (`residual.py`): one product more per
     budget, and far less left. False: all budgets share one look at the row, as in the paper and for transcoders. None:
     rounds where the source has `ROWS_PER_LATENT` rows for each latent; with fewer they learn the rows by heart."""
-    scale_levels: bool = True
-    """Every nested level learns one factor for its latents: few of them have to stand for what many say together."""
+    scale_levels: bool | None = None
+    """Every nested level learns one factor for its latents: few of them have to stand for what many say together. None:
+    where the source has `ROWS_PER_LATENT` rows for each latent."""
     tied: bool = False
     """The encoder is the transposed decoder."""
     encoder_scale: float = 0.2
@@ -254,15 +255,18 @@ class SAEConfig:
         enough = rows is None or rows >= ROWS_PER_LATENT * d_sae
         wanted = enough if self.residual is None else self.residual
         residual = wanted and len(budgets or ()) > 1 and d_out is None
+        scale_levels = enough if self.scale_levels is None else self.scale_levels
         weights = self.level_weights
         if weights == "auto":
             weights = "first" if residual else "uniform"
-        return replace(self, d_sae=d_sae, budgets=budgets, residual=residual, level_weights=weights)
+        return replace(
+            self, d_sae=d_sae, budgets=budgets, residual=residual, level_weights=weights, scale_levels=scale_levels
+        )
 
     @property
     def learns_scale(self) -> bool:
         """Whether there are factors of levels to learn: several nested levels of a rule with budgets."""
-        return self.scale_levels and not self.residual and self.sparsity in BUDGETED and len(self.levels) > 1
+        return self.scale_levels is not False and not self.residual and self.sparsity in BUDGETED and len(self.levels) > 1
 
     @property
     def levels(self) -> list[tuple[int | None, int | None]]:
