@@ -266,7 +266,8 @@ class SAEConfig:
     @property
     def learns_scale(self) -> bool:
         """Whether there are factors of levels to learn: several nested levels of a rule with budgets."""
-        return self.scale_levels is not False and not self.residual and self.sparsity in BUDGETED and len(self.levels) > 1
+        nested = self.sparsity in BUDGETED and len(self.levels) > 1
+        return nested and self.scale_levels is not False and not self.residual
 
     @property
     def levels(self) -> list[tuple[int | None, int | None]]:
