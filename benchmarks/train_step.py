@@ -57,8 +57,10 @@ def rows(count: int, d: int) -> torch.Tensor:
 class Ours:
     """A step as `Session` takes it."""
 
-    def __init__(self, x: torch.Tensor, n: int, budgets: tuple[int, ...], autocast: str | None) -> None:
-        config = SAEConfig.msae(d_sae=n, budgets=budgets).resolve(x.shape[1])
+    def __init__(
+        self, x: torch.Tensor, n: int, budgets: tuple[int, ...], autocast: str | None, *, residual: bool = False
+    ) -> None:
+        config = SAEConfig.msae(d_sae=n, budgets=budgets, residual=residual).resolve(x.shape[1])
         train = TrainConfig(rows=10**9, batch_rows=len(x), autocast=autocast, learning_rate=1e-3)
         self.state = TrainingState(config, train.resolve(10**9), x.shape[1], device=x.device)
         self.x, self.step = x, 0
@@ -162,6 +164,7 @@ def measure(
         "ours TopK-64, bfloat16": Ours(x, n, (min(64, n),), half),
         "ours MSAE 16…256, bfloat16": Ours(x, n, tuple(k for k in NESTED if k <= n), half),
         f"ours MSAE {len(levels)} budgets, bfloat16": Ours(x, n, levels, half),
+        "ours MSAE 16…256 in rounds, bfloat16": Ours(x, n, tuple(k for k in NESTED if k <= n), half, residual=True),
         "ours TopK-64, float32": Ours(x, n, (min(64, n),), None),
         "ours MSAE 16…256, float32": Ours(x, n, tuple(k for k in NESTED if k <= n), None),
         f"ours MSAE {len(levels)} budgets, float32": Ours(x, n, levels, None),
