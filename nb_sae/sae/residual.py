@@ -8,7 +8,7 @@ large the 64th latent will be after 63 others; here it sees what they left.
 Source:
     Nested budgets: Zaigrajew et al. 2025, arXiv:2502.20578. Encoding residuals step by step: Mallat and Zhang 1993,
     Matching pursuits; as an SAE, one latent at a time: Costa et al. 2025, From Flat to Hierarchical, arXiv:2506.03093.
-    Blocks of latents and the exact gradient through them are worked out in docs/quality.md.
+    What blocks of latents buy and cost is measured in docs/quality.md; the gradient is explained at `_gradients`.
 """
 
 from __future__ import annotations

@@ -36,11 +36,11 @@ class TrainConfig:
     """Peak of Adam's step size. None: 3e-3; for nested budgets 6e-3, less above 1,536 latents as 1 / √d_sae, if the
     source has 16 rows for each latent."""
     betas: tuple[float, float] | None = None
-    """Adam's decay rates. None: (0.5, 0.99) for nested budgets, where less momentum keeps more latents in use, else
-    (0.9, 0.999)."""
+    """Adam's decay rates. None: (0.9, 0.999); where the learning rate is that of nested budgets (0.5, 0.99), as less
+    momentum keeps more latents in use."""
     principal_axes: bool | None = None
     """Train along the principal axes of the rows, so that Adam measures its steps per axis; no result changes its
-    meaning, the dictionary is turned back. None: for nested budgets."""
+    meaning, the dictionary is turned back. None: where the learning rate is that of nested budgets."""
     eps: float = 1e-8
     """Adam's denominator offset."""
     warmup_steps: int = 50
