@@ -9,6 +9,8 @@ from torch import Tensor
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError
+from nb_sae.sae.kernels.gather import Named, dot_rows, sum_rows
+from nb_sae.sae.kernels.select import strongest
 from nb_sae.sae.residual import residual_encode, residual_loss
 
 
@@ -47,7 +49,7 @@ def test_loss_and_gradients_equal_the_slow_rounds(weights, budgets, weighted):
 
     pre = (x - b_dec) @ W_enc + b_enc
     fast = residual_loss(
-        x, pre, W_enc, b_enc, W_dec, b_dec, budgets=budgets, level_weights=share.tolist(), row_weights=rows
+        x, W_enc, b_enc, W_dec, b_dec, pre=pre, budgets=budgets, level_weights=share.tolist(), row_weights=rows
     )
     errors = [(x - level).square().mean(-1) for level in slow_levels(x, *weights, budgets)]
     slow = sum(s * (e if rows is None else e * rows).mean() for s, e in zip(share, errors, strict=True))
@@ -68,7 +70,7 @@ def test_float32_and_bfloat16_agree_with_float64(weights):
         W_enc, b_enc, _, b_dec = own
         rows = x.to(dtype)
         pre = (rows - b_dec) @ W_enc + b_enc
-        loss = residual_loss(rows, pre, *own, budgets=(2, 4), level_weights=(0.5, 0.5)).loss
+        loss = residual_loss(rows, *own, pre=pre, budgets=(2, 4), level_weights=(0.5, 0.5)).loss
         grads[dtype] = torch.autograd.grad(loss, own)
     for exact, single in zip(grads[torch.float64], grads[torch.float32], strict=True):
         torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-6)
@@ -141,3 +143,48 @@ def test_few_rows_are_looked_at_once(tmp_path):
         assert session.dictionary.residual is rounds
         loaded = ns.Session.load(session.save(tmp_path / str(rows)), store)
         assert loaded.config == session.config
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("many", [2, 40])  # gathered, and dense
+def test_sums_and_dots_over_named_rows(dtype, many):
+    generator = torch.Generator().manual_seed(0)
+    table, vectors = (torch.randn(rows, 24, generator=generator).to(dtype) for rows in (60, 9))
+    indices = torch.rand(9, 60, generator=generator).topk(many).indices
+    values = torch.rand(9, many, generator=generator).to(dtype)
+    codes = torch.zeros(9, 60, dtype=torch.double).scatter_(1, indices, values.double())
+    rtol, atol = (2e-2, 5e-2) if dtype is torch.bfloat16 else (1e-5, 1e-5)
+    torch.testing.assert_close(sum_rows(indices, values, table).double(), codes @ table.double(), rtol=rtol, atol=atol)
+    dots = (vectors.double() @ table.double().T).gather(1, indices)
+    torch.testing.assert_close(dot_rows(indices, vectors, table).double(), dots, rtol=rtol, atol=atol)
+    one = indices[:, :1]
+    named = Named.of([indices, one], 60, dtype)
+    expected = codes.T @ vectors.double()
+    expected.index_add_(0, one.flatten(), 3 * vectors.double())
+    for turned in (False, True):
+        summed = named.sum([values, torch.full((9, 1), 3.0)], [vectors, vectors], turned=turned)
+        assert summed.dtype is (torch.float64 if dtype is torch.float64 else torch.float32)
+        torch.testing.assert_close(summed.double(), expected.T if turned else expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_strongest_are_those_of_topk_and_none_twice(dtype):
+    seen = torch.randn(130, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    taken = seen.topk(30, dim=-1).indices
+    rest = seen.clone().scatter_(1, taken, -torch.inf)
+    values, indices = strongest(seen.clone(), 20, without=[taken[:, :10], taken[:, 10:]], ordered=True)
+    torch.testing.assert_close(values, rest.topk(20, dim=-1).values.relu(), rtol=0, atol=0)
+    both = torch.cat([taken, indices], dim=1).sort(dim=1).values
+    assert torch.equal(both, torch.arange(50).expand(130, -1))  # also where nothing positive is left
+    some, places = strongest(seen.clone(), 7)
+    torch.testing.assert_close(some.sort(dim=1).values, seen.topk(7, dim=-1, sorted=True).values.flip(1))
+    torch.testing.assert_close(seen.gather(1, places), some)
+
+
+def test_a_nan_in_the_first_look_shows_in_the_loss(weights):
+    W_enc, b_enc, W_dec, b_dec = (tensor.detach().float() for tensor in weights)
+    x = torch.randn(15, 7, generator=torch.Generator().manual_seed(1))
+    pre = (x - b_dec) @ W_enc + b_enc
+    pre[3, 2] = -torch.tensor(float("nan"))
+    done = residual_loss(x, W_enc, b_enc, W_dec, b_dec, pre=pre, budgets=(2, 4), level_weights=(0.5, 0.5))
+    assert not done.loss.isfinite()

@@ -102,8 +102,8 @@ def _way(pre: Tensor, plan: Plan) -> Callable[..., Computed]:
     return gpu if pays(pre, plan) else dense
 
 
-def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
-    """On a CPU looking at the factor costs nothing, and it is nearly always 1."""
+def scaled(grad: Tensor, scale: Tensor) -> Tensor:
+    """A gradient times a scalar, in place. On a CPU looking at the factor costs nothing, and it is nearly always 1."""
     return grad if scale.device.type == "cpu" and scale.item() == 1 else grad.mul_(scale)
 
 
@@ -138,6 +138,6 @@ class _Nested(torch.autograd.Function):
         kept, ctx.gradients = ctx.gradients, None
         if kept is None:
             raise RuntimeError("The gradients of this nested loss were used already. Compute the loss again.")
-        pre, W_dec, b_dec = (_scaled(grad, grads[0]).to(dtype) for grad, dtype in zip(kept, ctx.dtypes, strict=True))
+        pre, W_dec, b_dec = (scaled(grad, grads[0]).to(dtype) for grad, dtype in zip(kept, ctx.dtypes, strict=True))
         grad_scale = None if ctx.grad_scale is None else ctx.grad_scale * grads[0]
         return None, pre, W_dec, b_dec, None, None, grad_scale

@@ -307,8 +307,8 @@ class TrainingState:
         pre = sae.pre_activations(x, self.compute_dtype)
         if config.residual:
             nested = residual_loss(
-                target, pre, sae.encoder, sae.b_enc, sae.W_dec, sae.b_dec,
-                budgets=budgets, level_weights=self._weights, row_weights=row_weights,
+                target, sae.encoder, sae.b_enc, sae.W_dec, sae.b_dec,
+                pre=pre, budgets=budgets, level_weights=self._weights, row_weights=row_weights,
             )  # fmt: skip
             return self._batch_of(nested, pre, budgets)
         nested = self._nested_loss(

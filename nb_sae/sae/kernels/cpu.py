@@ -1,11 +1,4 @@
-"""Nested loss on a processor: gathers for small buckets, dense products for large ones.
-
-Costs, measured on two cores with AVX-512 at batch 1,024, d 768, d_sae 6,144: a dense float32 product of that size takes
-53 ms, of bfloat16 8 ms (matrix units); gathering and adding one decoder row for every row of the batch 0.035 ms and
-0.028 ms. So a gathered latent costs as much as about 5 (float32) or 23 (bfloat16) latents of a dense product, and a
-bucket is gathered if it is smaller than d_sae over that number. A gathered dot product, which ∂loss/∂pre needs, costs
-about 13 latents in float32 and never pays in bfloat16.
-"""
+"""Nested loss on a processor: gathers for small buckets, dense products for large ones (costs: `gather.py`)."""
 
 from __future__ import annotations
 
@@ -14,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from nb_sae.sae.kernels.gather import DOT_COST, SUM_COST, gathered
 from nb_sae.sae.kernels.plan import Computed, Levels, Plan
 from nb_sae.sae.kernels.select import (
     BITS,
@@ -27,53 +20,15 @@ from nb_sae.sae.kernels.select import (
     select,
 )
 
-SUM_COST = {torch.float32: 5, torch.bfloat16: 23, torch.float16: 23}
-"""Latents of a dense product that cost as much as one gathered and added."""
-DOT_COST = {torch.float32: 13}
-"""The same for a gathered dot product."""
 PRODUCT_ROWS = 512
 """Rows of one dense product of codes."""
 KEY_BITS = 63
 """Of an integer that latent, place and value share."""
-TILE_BYTES = 256
-"""Bytes of a decoder row that are gathered at once: 6,144 such pieces stay in the second-level cache."""
 
 
 def able(pre: Tensor) -> bool:
     """Whether this way handles the tensor."""
     return pre.device.type == "cpu" and pre.dtype in BITS and not torch.compiler.is_compiling()
-
-
-def gathered(
-    indices: Tensor,
-    offsets: Tensor,
-    values: Tensor,
-    table: Tensor,
-    out_dtype: torch.dtype | None = None,
-    *,
-    turned: bool = False,
-) -> Tensor:
-    """Σ values · table rows for each bag, `(bags, columns)`, by slices of columns that stay in the cache.
-
-    `turned` gives `(columns, bags)`.
-    """
-    step = max(16, TILE_BYTES // table.element_size())
-    bags, columns = len(offsets) - 1, table.shape[1]
-    out = torch.empty((columns, bags) if turned else (bags, columns), dtype=out_dtype or table.dtype)
-    for start in range(0, columns, step):
-        piece = F.embedding_bag(
-            indices,
-            table[:, start : start + step],
-            offsets,
-            per_sample_weights=values,
-            mode="sum",
-            include_last_offset=True,
-        )
-        if turned:
-            out[start : start + step] = piece.T
-        else:
-            out[:, start : start + step] = piece
-    return out
 
 
 @dataclass
@@ -244,7 +199,7 @@ class _Pass:
     def _gathered_dots(self, bag: _Bag, tail: Tensor) -> Tensor:
         rows = (bag.flat // self.d_sae).int()
         return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            tail, self.W, bag.latents, bag.offsets[:-1], rows, 0
+            tail.to(self.dtype), self.W, bag.latents, bag.offsets[:-1], rows, 0
         )
 
     def _decoder_gradient(self, tails: list[list[Tensor]], scratch: Array) -> Tensor:

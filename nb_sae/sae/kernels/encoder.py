@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nb_sae.sae.kernels.cpu import SUM_COST, gathered
+from nb_sae.sae.kernels.gather import SUM_COST, gathered
 
 
 def affine(x: Tensor, W: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:

@@ -109,6 +109,57 @@ def select(
     return Selected({b: Hits(latents[b].ravel(), values[b].ravel(), edges[b]) for b in listed}, first, limits)
 
 
+def strongest(
+    seen: Tensor, many: int, *, without: Sequence[Tensor] = (), ordered: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The `many` largest of each row, as values above or equal to 0 and as latent numbers; `seen` is used up.
+
+    Args:
+        seen: `(batch, d_sae)`.
+        many: How many of each row.
+        without: Latent numbers, `(batch, …)` each, that are not taken again.
+        ordered: Strongest first.
+    """
+    taken = torch.cat(list(without), dim=1) if without else None
+    if seen.device.type != "cpu" or seen.dtype not in BITS or torch.compiler.is_compiling():
+        if taken is not None:
+            seen.scatter_(1, taken, -torch.inf)
+        values, indices = torch.topk(seen, many, dim=-1, sorted=ordered)
+        return values.relu(), indices
+    signed = seen.contiguous().view(BITS[seen.dtype])
+    if taken is not None:
+        signed.scatter_(1, taken, torch.iinfo(signed.dtype).min)  # as a float −0: below every other number's bits
+    bits, (batch, d_sae) = signed.numpy(), seen.shape
+    shift, kind = _packing(bits)
+    numbers = np.arange(d_sae - 1, -1, -1, dtype=kind)
+    latents, values = np.empty((batch, many), dtype=np.int64), np.empty((batch, many), dtype=bits.dtype)
+
+    def take(part: slice) -> None:
+        room = np.empty((min(BLOCK_ROWS, part.stop - part.start), d_sae), dtype=kind)
+        for start in range(part.start, part.stop, BLOCK_ROWS):
+            rows = slice(start, min(start + BLOCK_ROWS, part.stop))
+            keys = room[: rows.stop - start]
+            np.copyto(keys, bits[rows])
+            np.left_shift(keys, shift, out=keys)
+            np.bitwise_or(keys, numbers, out=keys)
+            if many < d_sae:
+                keys.partition(d_sae - many, axis=1)
+            best = keys[:, d_sae - many :]
+            if ordered:
+                best = np.sort(best, axis=1)[:, ::-1]
+            np.subtract(d_sae - 1, best & ((1 << shift) - 1), out=latents[rows])
+            np.maximum(best >> shift, 0, out=values[rows], casting="unsafe")
+
+    by_rows(take, batch)
+    return torch.from_numpy(values).view(seen.dtype), torch.from_numpy(latents)
+
+
+def _packing(bits: Array) -> tuple[int, type[np.signedinteger[Any]]]:
+    """Bits of the latent number in an integer that also holds the value, and that integer's kind."""
+    short = bits.itemsize == 2 and bits.shape[1] <= 2**16
+    return (16, np.int32) if short else (32, np.int64)
+
+
 def _limits(found: Sequence[Sequence[int]]) -> list[int]:
     return [least if least < NOTHING else 0 for least in (min(column) for column in zip(*found, strict=True))]
 
@@ -137,8 +188,7 @@ class _Rows:
         self.everything, self.ascending = everything, ascending
         self.latents, self.values = latents, values
         d_sae = bits.shape[1]
-        self.shift = 16 if bits.itemsize == 2 and d_sae <= 2**16 else 32
-        self.kind = np.int32 if self.shift == 16 else np.int64
+        self.shift, self.kind = _packing(bits)
         self.numbers = np.arange(d_sae - 1, -1, -1, dtype=self.kind)
 
     def __call__(self, part: slice) -> list[list[int]]:
