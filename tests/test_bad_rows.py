@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_session import CONFIG, CONFIGS, TRAIN, rows, start
+from sessions import CONFIG, CONFIGS, TRAIN, rows, start
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, NonFiniteError, StoreError

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_session import CONFIG, CONFIGS, TRAIN, Rows, rows, same, start, state
+from sessions import CONFIG, CONFIGS, TRAIN, Rows, rows, same, start, state
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, FormatError, InputNotFoundError, NonFiniteError, PathExistsError, StoreError
@@ -277,7 +277,7 @@ def test_a_killed_save_leaves_the_session_before_readable(tmp_path):
         f"""
         import os, signal, sys
         sys.path.insert(0, {str(HERE)!r})
-        from test_session import CONFIG, TRAIN, rows, start
+        from sessions import CONFIG, TRAIN, rows, start
         import nb_sae as ns
         from nb_sae.sae import checkpoint
         session = start(ns.ActivationStore.from_tensor(rows())).run(steps=5, progress=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import store_fakes as fakes
 import torch
-from test_session import same, state
+from sessions import same, state
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, NonFiniteError, NotEnoughMemoryError, StoreError

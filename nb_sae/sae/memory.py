@@ -18,6 +18,8 @@ DENSE_MATRICES = 6
 """Matrices of (batch, d_sae) that are alive together where latents are penalised: values, masks and gradients."""
 NESTED_MATRICES = 5
 """The same for budgets: pre-activations, latents, one budget's part, which budget, and the gradient."""
+KEPT_SHARE = 0.25
+"""Of the free main memory that the copy of the last sound state may take; a larger one is not made."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class MemoryBudget:
     gradients: int
     moments: int
     average: int
+    kept: int
+    """Copy of all these but the gradients in main memory, for a run that diverges; 0 where it has no room."""
     per_row: int
     """Of a batch, for every row of it."""
     batch_rows: int
@@ -53,12 +57,15 @@ class MemoryBudget:
         numbers += d_sae * {"jump_relu": 1, "gated": 2}.get(config.sparsity, 0)
         item = getattr(torch, train.dtype).itemsize
         compute = optim.compute_dtype(train, device, d_in * d_sae).itemsize
+        average = numbers * item if train.ema_decay else 0
+        kept, room = 3 * numbers * item + average, free_bytes(torch.device("cpu"))
         matrices = NESTED_MATRICES if config.sparsity in BUDGETED else DENSE_MATRICES
         return cls(
             weights=numbers * item + (numbers * compute if compute != item else 0),
             gradients=numbers * item,
             moments=2 * numbers * item,
-            average=numbers * item if train.ema_decay else 0,
+            average=average,
+            kept=kept if room is None or kept <= KEPT_SHARE * room else 0,
             per_row=matrices * d_sae * compute + (3 * d_in + (4 + len(config.levels)) * out) * item,
             batch_rows=(train.batch_rows or 0) // row_shares,
             d_in=d_in,
@@ -69,7 +76,8 @@ class MemoryBudget:
     @property
     def state(self) -> int:
         """What lasts from step to step."""
-        return self.weights + self.gradients + self.moments + self.average
+        kept = self.kept if self.device.type == "cpu" else 0
+        return self.weights + self.gradients + self.moments + self.average + kept
 
     @property
     def batch(self) -> int:
@@ -87,6 +95,7 @@ class MemoryBudget:
             f"{readable_bytes(self.gradients)} gradients",
             f"{readable_bytes(self.moments)} moments",
             *([f"{readable_bytes(self.average)} averages"] if self.average else []),
+            *([f"{readable_bytes(self.kept)} to go back to"] if self.kept and self.device.type == "cpu" else []),
             f"{readable_bytes(self.batch)} for {self.batch_rows:,} rows",
         ]
         return (

@@ -16,6 +16,7 @@ from nb_sae.errors import ConfigError, NonFiniteError, StoreError
 from nb_sae.sae import checkpoint, optim
 from nb_sae.sae.config import SAEConfig
 from nb_sae.sae.distributed import Group
+from nb_sae.sae.kept import Kept, counters, is_sound, keep
 from nb_sae.sae.logbook import Logbook, OnLog, Position, StepFailedError
 from nb_sae.sae.memory import MemoryBudget, memory_errors
 from nb_sae.sae.origin import Origin
@@ -25,7 +26,7 @@ from nb_sae.sae.training import TrainConfig
 from nb_sae.types import ActivationSource
 
 SAVES = 10
-"""How often a planned run saves itself where `save_every_rows` is not given."""
+"""How often a planned run puts its state aside to go back to, and saves itself where `save_every_rows` is not given."""
 AXES_ROWS = 16_384
 """Rows from which the principal axes are estimated, at least; four for each dimension where that is more."""
 BIAS_ROWS = 8192
@@ -51,6 +52,8 @@ class Running:
         self._position: Position = (0, 0)
         self._clock = 0.0
         self._book = Logbook()
+        self._kept: Kept | None = None
+        self._keep_next, self._failed = True, False
         origin = self._origin
         self._scale = Scale.of(origin.statistics, self.device)
         self._target_scale = origin.target_statistics and Scale.of(origin.target_statistics, self.device)
@@ -58,6 +61,7 @@ class Running:
         if show and self.group.is_main:
             print(self.memory)
         self.memory.check()
+        self._keeps = not bool(self.group.any(torch.tensor(not self.memory.kept, device=self.device)))
         with memory_errors(self.memory):
             self._state = TrainingState(
                 self.config,
@@ -142,7 +146,7 @@ class Running:
     @contextmanager
     def under_way(self) -> Iterator[None]:
         """What is around the steps of a run: clock, lock, and at the end the rest of the log and a save."""
-        self.stopped_early = False
+        self.stopped_early = self._failed = False
         self._clock = time.perf_counter() - self.seconds
         self._book.begin(self.step, self._position)
         with nullcontext() if self.save_to is None or not self.group.is_main else checkpoint.Lock(self.save_to):
@@ -185,20 +189,48 @@ class Running:
         if self.step % self.train.log_steps == 0 or self.step == last:
             self._log(result)
         every = self.save_every_rows or max(1, (self.train.rows or 0) // SAVES)
-        if self.save_to is not None and self.rows_seen // every > (self.rows_seen - self._batch_rows) // every:
+        if self.save_to is not None and self._passed(every):
             self._settle()
             self._write(self.save_to)
+
+    def _passed(self, every: int, *, ahead: int = 0) -> bool:
+        """Whether the last step (`ahead=1`: the one under way) came to a multiple of so many rows."""
+        rows = self.rows_seen + ahead * self._batch_rows
+        return rows // every > (rows - self._batch_rows) // every
 
     def _train_step(self, batch: Tensor | tuple[Tensor, Tensor]) -> StepResult:
         rows, targets = batch if isinstance(batch, tuple) else (batch, batch)
         x = self._scale.apply(self.group.batch(rows))
         target = x if self._target_scale is None else self._target_scale.apply(self.group.batch(targets))
+        tenth = max(1, (self.train.rows or 0) // SAVES)
+        due = self._keeps and (
+            self._keep_next or self.rows_seen // tenth > (self.rows_seen - self._batch_rows) // tenth
+        )
+        moved = counters(self._state) if due else {}
         result = self._state.backward(x, target, self.step)
+        if due:
+            self._keep(result, moved)
         self._state.apply(self.step)
         every = self.train.resample_every
-        if every is not None and (self.rows_seen + self._batch_rows) // every > self.rows_seen // every:
+        if every is not None and self._passed(every, ahead=1):
             self._state.resample_dead(x, target, self.step)
         return result
+
+    def _keep(self, result: StepResult, moved: dict[str, Tensor]) -> None:
+        """Put the state before this step aside, if its loss is sound."""
+        first = next(
+            (line[self._level_names[-1]] for line in self._book.records if self._level_names[-1] in line), None
+        )
+        self._keep_next = False
+        if is_sound(result, self._state, first):
+            self._kept = None  # two copies are never held
+            place = {"step": self.step, "position": self._position, "seconds": self.seconds}
+            self._kept = keep(self._state, moved, **place)
+
+    def _go_back(self, kept: Kept) -> None:
+        kept.restore(self._state)
+        self.step, self._position, self.seconds = kept.step, kept.position, kept.seconds
+        self._book = Logbook([line for line in self._book.records if line["step"] <= kept.step])
 
     def _log(self, result: StepResult) -> None:
         rate = self.train.rate_at(self.step - 1, epoch_steps=self._state.epoch_steps)
@@ -222,16 +254,21 @@ class Running:
             yield
         except StepFailedError as error:
             failed = error.step
-            self.step, self._position = failed, self._book.position(failed)
+            self.step, self._position, self._failed = failed, self._book.position(failed), True
             self._state.failed_step.fill_(-1)
             first = failed * self._batch_rows
             saved = "" if self.save_to is None else f" (the last save is in {self.save_to})"
+            way = f"go back to a fork or a save from before{saved} and lower it by change(learning_rate=…)"
+            if self._kept is not None:
+                way = (
+                    "session.change(learning_rate=…) with a lower one goes back to the last sound state that was put "
+                    f"aside, at step {self._kept.step}{saved}, and run() goes on from there"
+                )
             raise NonFiniteError(
                 f"The loss stopped being a number at step {failed} (rows {first:,} to {first + self._batch_rows:,} of "
                 "the run). The session stands before that step, nothing after it was kept. If the rows are at fault, "
                 "mend them or leave them out by session.skip(); if the learning rate (now "
-                f"{self.train.rate_at(failed)}) was too high, go back to a fork or a save from before{saved} and lower "
-                "it by change(learning_rate=…)."
+                f"{self.train.rate_at(failed):.3g}) was too high, {way}."
             ) from None
 
     def _write(self, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,12 +33,14 @@ from nb_sae.types import ActivationSource
 class Session(Running):
     """An SAE in training. An interrupt is the stop button: it ends `run` after the step under way and loses nothing.
 
-    Nothing in a step waits for a GPU. The log is read from the device as it is written (on a GPU: when the next line
-    is due), every `TrainConfig.log_every` steps. What training takes in memory is printed before it is allocated.
+    Nothing in a step waits for a GPU, but for about ten steps of a planned run at which the state is put aside. The log
+    is read from the device as it is written (on a GPU: when the next line is due), every `TrainConfig.log_every` steps.
+    What training takes in memory is printed before it is allocated.
 
     Args:
         source: Rows to train on; one that gives pairs (`paired`) trains a transcoder.
-        config: The autoencoder; `SAEConfig.msae()` if left out.
+        config: The autoencoder; `SAEConfig.msae()` if left out. Where `group` splits the dictionary, `residual=None`
+            is False.
         train: How long and how fast.
         device: None: a CUDA GPU, else Apple's MPS, else the CPU.
         on_log: Called with each line of the log. What it raises comes out of `run`; the session can go on.
@@ -66,12 +69,12 @@ class Session(Running):
         group: Group | None = None,
         progress: bool = True,
     ) -> None:
-        self._origin = Origin.of(source)
-        self.config = self._resolved(config or SAEConfig.msae())
+        self._origin, self.group = Origin.of(source), group or Alone()
+        self.config = self._resolved(config or SAEConfig.msae(), progress)
         self.train = (train or TrainConfig()).resolve(len(source), self.config)
         self._run, self._changes = uuid.uuid4().hex, []
         self._save_into(save_to, save_every_rows)
-        self.source, self.on_log, self.group, self.device = source, on_log, group or Alone(), choose_device(device)
+        self.source, self.on_log, self.device = source, on_log, choose_device(device)
         self._build(progress)
 
     # ── running ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,6 +120,9 @@ class Session(Running):
         `rows`, `dead_after_rows`, `aux_weight`, `log_every` and so on. What weights, moments or the order of the rows
         depend on may not. A new budget takes over silence and threshold of the next larger one. Kept as provenance.
 
+        After a run that diverged (NonFiniteError), a lower learning rate goes back to the last sound state: one is put
+        aside in main memory ten times per planned run and after every change, where a quarter of it has room.
+
         Raises:
             ConfigError: a setting does not exist, may not change (says why), or has a value outside the method;
                 nothing has changed then.
@@ -125,9 +131,15 @@ class Session(Running):
         config, train = changed(
             self.config, self.train, settings, d_in=origin.d_in, d_out=origin.d_out, rows_seen=self.rows_seen
         )
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+        if self._failed and self._kept is not None and (train.learning_rate or 0) < (self.train.learning_rate or 0):
+            plain["went_back_from"] = self.step
+            self._go_back(self._kept)
+        self._failed, self._keep_next = False, True
+        if (config.levels, train.ema_decay) != (self.config.levels, self.train.ema_decay):
+            self._kept = None  # its tensors have other shapes
         self._state.change(config, train)
         self.config, self.train = config, train
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
         self._changes.append({"step": self.step, **plain})
         return self
 
@@ -143,6 +155,7 @@ class Session(Running):
             raise ConfigError(f"steps={steps} must be at least 1.")
         self.step += steps
         self._position = (self._position[0], self._position[1] + steps)
+        self._failed, self._keep_next = False, True  # what was kept stands before the rows that are left out
         return self
 
     def fork(
@@ -167,6 +180,7 @@ class Session(Running):
         twin._run = uuid.uuid4().hex
         twin._save_into(save_to, save_every_rows)
         twin._fill(self._header(), self._state.tensors(), self._book.records, progress)
+        twin._kept, twin._failed = self._kept, self._failed
         return twin.change(**changes) if changes else twin
 
     # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -286,6 +300,8 @@ class Session(Running):
             session = cls._of(saved.header, None, group, choose_device(device), on_log)
             session._fill(saved.header, saved.tensors, saved.log, progress)
         except (KeyError, TypeError, ConfigError) as error:
+            if isinstance(error, ConfigError) and group is not None and group.latent_shares > 1:
+                raise  # another group can read it
             raise FormatError(f"{folder} holds a session that this nb_sae cannot read ({error!r}).") from error
         session._check_settings(config, train)
         if source is not None:
@@ -321,8 +337,19 @@ class Session(Running):
         self.step, self.seconds = header["step"], header["seconds"]
         self._position = (header["position"][0], header["position"][1])
 
-    def _resolved(self, config: SAEConfig) -> SAEConfig:
-        return config.resolve(self._origin.d_in, self._origin.d_out, rows=self._origin.rows)
+    def _resolved(self, config: SAEConfig, show: bool = False) -> SAEConfig:
+        origin, shares = self._origin, self.group.latent_shares
+        resolved = config.resolve(origin.d_in, origin.d_out, rows=origin.rows)
+        if shares == 1 or not resolved.residual:
+            return resolved
+        if config.residual:
+            raise ConfigError(
+                f"residual=True: a dictionary in latent_shares={shares} parts does not encode in rounds. Use "
+                "SAEConfig.msae(residual=False), or latent_shares=1 (the rows are shared out then)."
+            )
+        if show and self.group.is_main:
+            print(f"A dictionary in {shares} parts looks at a row once, not in rounds: residual=False.")
+        return replace(config, residual=False).resolve(origin.d_in, origin.d_out, rows=origin.rows)
 
     def _check_settings(self, config: SAEConfig | None, train: TrainConfig | None) -> None:
         told = []

@@ -1,0 +1,69 @@
+"""What training takes in memory: said before it is allocated, near to what is measured, and what to lower."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sessions import CONFIG, CONFIGS, TRAIN, rows, same, start, state
+
+import nb_sae as ns
+from nb_sae.errors import NotEnoughMemoryError
+from nb_sae.sae.memory import MemoryBudget
+
+
+@pytest.fixture
+def source() -> ns.ActivationStore:
+    return ns.ActivationStore.from_tensor(rows())
+
+
+# --- memory ---
+
+
+def test_the_memory_budget_is_printed_before_it_is_allocated(source, capsys, monkeypatch):
+    monkeypatch.setattr("nb_sae.sae.running.TrainingState", lambda *args, **others: pytest.fail("allocated"))
+    monkeypatch.setattr("nb_sae.sae.memory.free_bytes", lambda device: 10_000)
+    with pytest.raises(NotEnoughMemoryError, match=r"are free\. Lower SAEConfig\.d_sae"):
+        ns.Session(source, CONFIG, TRAIN, device="cpu")
+    line = capsys.readouterr().out
+    assert line.startswith("Training 32 latents of width 8 on cpu: ")
+    assert line.count("\n") == 1
+
+
+def test_the_weights_of_the_budget_are_the_bytes_that_are_there(source):
+    for config in CONFIGS.values():
+        session = start(source, config).run(steps=1, progress=False)
+        assert session.memory.weights == pytest.approx(sum(one.nbytes for one in session.sae.parameters()), rel=0.01)
+        moments = sum(value.nbytes for name, value in state(session).items() if ".exp_avg" in name)
+        assert session.memory.moments == pytest.approx(moments, rel=0.01)
+
+
+def test_a_batch_that_does_not_fit_is_answered_with_one_that_does():
+    config = ns.SAEConfig.topk(4, d_sae=64).resolve(16)
+    budget = MemoryBudget.of(config, ns.TrainConfig(batch_rows=65_536).resolve(10**6), 16, None, torch.device("cpu"))
+    free = budget.state + 1_000 * budget.per_row
+    assert "TrainConfig.batch_rows to 512" in budget.advice(free)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not enough memory: 1")])
+def test_running_out_of_memory_says_what_was_needed_and_loses_nothing(source, monkeypatch, error):
+    session = start(source).run(steps=3, progress=False)
+
+    def exhausted(*args):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session._state, "backward", exhausted)
+        with pytest.raises(NotEnoughMemoryError, match=r"= about .*did not fit.*Lower"):
+            session.run(progress=False)
+    assert same(state(session.run(progress=False)), state(start(source).run(progress=False)))
+
+
+def test_other_errors_of_torch_come_out_as_they_are(source, monkeypatch):
+    session = start(source)
+
+    def broken(*args):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(session._state, "backward", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        session.run(progress=False)
