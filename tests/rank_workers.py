@@ -10,7 +10,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import torch.distributed as dist
 from store_fakes import SMALL, FakeInputs, FakeModel, colours
 
 from nb_sae import cli
-from nb_sae.errors import ConfigError
+from nb_sae.errors import ConfigError, NonFiniteError
 from nb_sae.sae import distributed, sharded
 from nb_sae.sae.config import SAEConfig
 from nb_sae.sae.distributed import Ranks
@@ -157,6 +159,7 @@ CONFIGS: dict[str, Callable[[], SAEConfig]] = {
     "gated": lambda: SAEConfig.gated(d_sae=96),
     "relu": lambda: SAEConfig.relu(d_sae=96),
     "batch_topk": lambda: SAEConfig.batch_topk(4, d_sae=96),
+    "batch_widths": lambda: SAEConfig.batch_topk((1, 4, 60), d_sae=96, widths=(24, 96), scale_levels=True),
 }
 TRAIN = TrainConfig(
     rows=50 * 64, batch_rows=64, dtype="float64", dead_after_rows=320, aux_weight=0.5, grad_clip=0.5, ema_decay=0.9,
@@ -196,6 +199,7 @@ def refusals(rank: int, world: int) -> dict[str, str]:
         "batch_topk": lambda: Session(source, CONFIGS["batch_topk"](), TRAIN, group=split, progress=False),
         "odd": lambda: Session(source, SAEConfig.topk(3, d_sae=97), TRAIN, group=split, progress=False),
         "batch": lambda: Session(source, CONFIGS["msae"](), plan, group=rows, progress=False).run(progress=False),
+        "rounds": lambda: Session(source, CONFIGS["residual"](), TRAIN, group=split, progress=False),
     }
     said = {}
     for name, attempt in attempts.items():
@@ -203,4 +207,26 @@ def refusals(rank: int, world: int) -> dict[str, str]:
             attempt()
         except ConfigError as error:
             said[name] = str(error)
-    return said
+    # The default is rounds where there are rows enough; nobody asked for them by name.
+    default = SAEConfig.msae(d_sae=96, budgets=(1, 2, 4))
+    assert Session(source, default, TRAIN, progress=False).config.residual
+    printed = StringIO()
+    with redirect_stdout(printed):
+        shared = Session(source, default, TRAIN, group=split)
+    assert not shared.config.residual
+    return {**said, "default": printed.getvalue(), "weights": str(shared.config.level_weights)}
+
+
+def diverge(rank: int, world: int, *, latent_shares: int = 1) -> dict[str, Any]:
+    """Train 20 steps, then at an absurd rate until the loss is no number, then at a sound one from where it was."""
+    session = Session(planted_source(), CONFIGS["msae"](), TRAIN, group=distributed.join(latent_shares), progress=False)
+    session.run(steps=20, progress=False).change(learning_rate=1e200)
+    try:
+        session.run(progress=False)
+    except NonFiniteError as error:
+        said = str(error)
+    session.change(learning_rate=1e-3)
+    stood = session.step
+    session.run(progress=False)
+    weights = {name: tensor.clone() for name, tensor in session.dictionary._tensors().items()}
+    return {"said": said, "stood": stood, "weights": weights, "log": session.log.drop("seconds").to_dicts()}

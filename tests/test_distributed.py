@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rank_workers import in_group, nested_problem, planted_source, start, together, train
+from rank_workers import diverge, in_group, nested_problem, planted_source, start, together, train
 
 from nb_sae.errors import ConfigError
 from nb_sae.sae import distributed
@@ -85,7 +85,10 @@ def same_training(found: list[dict], alone: dict) -> None:
             assert line == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["msae", "residual", "widths", "tied", "jump_relu", "gated", "relu"])
+EVERY = ["msae", "residual", "widths", "tied", "batch_topk", "batch_widths", "jump_relu", "gated", "relu"]
+
+
+@pytest.mark.parametrize("kind", EVERY)
 def test_two_processes_train_what_one_trains_on_the_same_batches(tmp_path, kind):
     """50 steps in float64, with dead latents, clipping, projection and averaging, to 1e-8."""
     alone = train(0, 1, kind=kind)
@@ -137,9 +140,23 @@ def test_a_killed_rank_resumes_from_the_last_save_with_nothing_lost(tmp_path, la
     assert Session.load(saved, planted_source()).finished
 
 
-def test_what_cannot_be_split_is_refused_at_the_start(tmp_path):
-    for found in together("refusals", tmp_path):
+def test_what_cannot_be_split_is_refused_or_said_at_the_start(tmp_path):
+    both = together("refusals", tmp_path)
+    told = "A dictionary in 2 parts looks at a row once, not in rounds: residual=False.\n"
+    assert [one["default"].startswith(told) for one in both] == [True, False], "the main process says it"
+    for found in both:
         assert "sparsity='jump_relu' cannot be split" in found["jump_relu"]
         assert "sparsity='batch_top_k' cannot be split" in found["batch_topk"]
         assert "d_sae=97 cannot be split evenly" in found["odd"]
         assert "63 rows cannot be shared out evenly among 2" in found["batch"]
+        assert "latent_shares=2 parts does not encode in rounds. Use SAEConfig.msae(residual=False)" in found["rounds"]
+        assert found["weights"] == "uniform", "those of one look"
+
+
+@pytest.mark.parametrize("latent_shares", [1, 2])
+def test_processes_that_diverge_go_back_together(tmp_path, latent_shares):
+    alone = diverge(0, 1)
+    for found in together("diverge", tmp_path, latent_shares=latent_shares):
+        assert "aside, at step 20" in found["said"]
+        assert found["stood"] == 20
+        same_training([found], alone)

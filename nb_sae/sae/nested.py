@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -49,6 +50,7 @@ def nested_loss(
     level_scale: Float[Tensor, " levels"] | None = None,
     row_weights: Float[Tensor, " batch"] | None = None,
     selection: Selection = "row",
+    first: Int[Tensor, "batch d_sae"] | None = None,
 ) -> NestedLoss:
     """Weighted reconstruction error of all levels, with exact gradients, each active latent touched once per pass.
 
@@ -71,6 +73,8 @@ def nested_loss(
         level_scale: One positive factor per level, with gradients; None: 1.
         row_weights: One number per row; None: 1.
         selection: "row": the k largest of each row. "batch": the k · batch largest of the whole batch.
+        first: The selection, where it was made elsewhere: which budget first selects each latent of each row, uint8;
+            n_budgets where none does.
 
     Raises:
         ConfigError: budgets, widths or weights do not fit each other or the dictionary.
@@ -92,11 +96,13 @@ def nested_loss(
         row_weights=row_weights,
         selection=selection,
     )
-    return NestedLoss(*_Nested.apply(target.detach(), pre, W_dec, b_dec, row_weights, plan, level_scale))  # pyright: ignore
+    return NestedLoss(*_Nested.apply(target.detach(), pre, W_dec, b_dec, row_weights, plan, level_scale, first))  # pyright: ignore
 
 
-def _way(pre: Tensor, plan: Plan) -> Callable[..., Computed]:
+def _way(pre: Tensor, plan: Plan, first: Tensor | None) -> Callable[..., Computed]:
     """The fastest exact way for this device and dtype."""
+    if first is not None:
+        return partial(dense, first=first)
     if able(pre):
         return cpu
     return gpu if pays(pre, plan) else dense
@@ -120,10 +126,11 @@ class _Nested(torch.autograd.Function):
         row_weights: Tensor | None,
         plan: Plan,
         level_scale: Tensor | None,
+        first: Tensor | None,
     ) -> tuple[Tensor, ...]:
         gradients = any(ctx.needs_input_grad)
         with torch.autocast(pre.device.type, enabled=False):  # pre's dtype says what to compute in
-            done = _way(pre, plan)(target, pre, W_dec, b_dec, row_weights, plan, gradients, level_scale)
+            done = _way(pre, plan, first)(target, pre, W_dec, b_dec, row_weights, plan, gradients, level_scale)
         ctx.dtypes = pre.dtype, W_dec.dtype, b_dec.dtype
         if gradients:
             ctx.gradients = done.grad_pre, done.grad_decoder, done.grad_bias
@@ -140,4 +147,4 @@ class _Nested(torch.autograd.Function):
             raise RuntimeError("The gradients of this nested loss were used already. Compute the loss again.")
         pre, W_dec, b_dec = (scaled(grad, grads[0]).to(dtype) for grad, dtype in zip(kept, ctx.dtypes, strict=True))
         grad_scale = None if ctx.grad_scale is None else ctx.grad_scale * grads[0]
-        return None, pre, W_dec, b_dec, None, None, grad_scale
+        return None, pre, W_dec, b_dec, None, None, grad_scale, None

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError, FormatError
-from nb_sae.sae import losses, optim, sharded
+from nb_sae.sae import losses, optim, sharded, whole_batch
 from nb_sae.sae.config import BUDGETED, SAEConfig
 from nb_sae.sae.dead import count_silence, dead_latent_loss, resample
 from nb_sae.sae.distributed import Alone, Group
@@ -126,6 +126,8 @@ class TrainingState:
             raise ConfigError("residual=True does not work on a dictionary that is split. Use residual=False.")
         if self.group.latent_shares > 1:
             self._nested_loss = partial(sharded.nested_loss, group=self.group)
+        elif self.group.row_shares > 1 and config.sparsity == "batch_top_k":
+            self._nested_loss = partial(whole_batch.nested_loss, group=self.group)
 
     def backward(self, x: Float[Tensor, "batch d_in"], target: Float[Tensor, "batch d_out"], step: int) -> StepResult:
         """Loss and gradients of one batch in normalised units; counts silence and follows the thresholds.

@@ -35,11 +35,12 @@ def dense(
     plan: Plan,
     gradients: bool,
     scale: Tensor | None = None,
+    first: Tensor | None = None,
 ) -> Computed:
-    """See `nb_sae.sae.nested.nested_loss`."""
+    """See `nb_sae.sae.nested.nested_loss`. `first`: what `first_budget` would give, where it is known already."""
     buckets, none = range(len(plan.budgets)), len(plan.budgets)
     latents, W = pre.relu(), W_dec.to(pre.dtype)
-    first = first_budget(pre, plan).masked_fill_(latents == 0, none)
+    first = (first_budget(pre, plan) if first is None else first).masked_fill(latents == 0, none)
     levels = Levels(target, b_dec, row_weights, plan, scale)
     fired, smallest = [], []
     for bucket in buckets:
