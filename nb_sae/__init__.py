@@ -35,7 +35,7 @@ _HOME = {
     "Dictionary": "nb_sae.sae.dictionary:Dictionary",
     "load_dictionary": "nb_sae.sae.formats.door:load_dictionary",
     "export_dictionary": "nb_sae.sae.formats.door:export_dictionary",
-    "push_to_hub": "nb_sae.sae.formats.hub:push_to_hub",
+    "push_to_hub": "nb_sae.sae.formats.publish:push_to_hub",
     "compare": "nb_sae.sae.compare:compare",
     "classical": "nb_sae.sae.classical",
     "metrics": "nb_sae.sae.metrics",
@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from nb_sae.sae.dictionary import Dictionary as Dictionary
     from nb_sae.sae.formats.door import export_dictionary as export_dictionary
     from nb_sae.sae.formats.door import load_dictionary as load_dictionary
-    from nb_sae.sae.formats.hub import push_to_hub as push_to_hub
+    from nb_sae.sae.formats.publish import push_to_hub as push_to_hub
     from nb_sae.sae.session import Session as Session
     from nb_sae.sae.session import train_sae as train_sae
     from nb_sae.sae.together import train_together as train_together

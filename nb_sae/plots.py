@@ -33,15 +33,19 @@ def training(log: pl.DataFrame) -> go.Figure:
 
 
 def quality(quality: pl.DataFrame, *, pca: pl.DataFrame | None = None) -> go.Figure:
-    """FVU at each budget k, from `analysis.quality`, beside PCA with as many components (`pca_quality`)."""
-    return pareto({"MSAE": quality}, pca=pca)
+    """FVU at each budget k, from `analysis.quality`, beside PCA with as many components (`pca_quality`).
+
+    A dictionary whose rule sets no k (null: a threshold, a gate, ReLU) is an open star at the L0 that was measured.
+    """
+    return pareto({"MSAE" if quality.height > 1 else "dictionary": quality}, pca=pca)
 
 
 def pareto(qualities: pl.DataFrame | Mapping[str, pl.DataFrame], *, pca: pl.DataFrame | None = None) -> go.Figure:
     """FVU against the number of active latents, several dictionaries on the same rows.
 
     Args:
-        qualities: What `nb_sae.compare([…], store)` gives; or frames with `k` and `fvu` by name, as `analysis.quality`.
+        qualities: What `nb_sae.compare([…], store)` gives; or frames with `k` and `fvu` by name, as `analysis.quality`
+            (and with `l0`, where a k is null).
         pca: With frames by name: what `nb_sae.pca_quality` gives. `compare` brings PCA along.
 
     A dictionary at a rule of its own (BatchTopK, JumpReLU, ReLU) is an open star at the L0 that was measured.
@@ -50,9 +54,10 @@ def pareto(qualities: pl.DataFrame | Mapping[str, pl.DataFrame], *, pca: pl.Data
         return _comparison(qualities)
     figure, ks = go.Figure(), set[int]()
     for index, (name, frame) in enumerate(qualities.items()):
-        _require(frame, ("k", "fvu"), "pareto(qualities)", "nb_sae.compare(…) or analysis.quality by name")
-        _add_line(figure, name, frame, PALETTE[index % len(PALETTE)])
-        ks.update(frame["k"].to_list())
+        needed = ("k", "fvu", "l0") if "k" in frame.columns and frame["k"].null_count() else ("k", "fvu")
+        _require(frame, needed, "pareto(qualities)", "nb_sae.compare(…) or analysis.quality by name")
+        _add_dictionary(figure, name, frame, index)
+        ks.update(frame["k"].drop_nulls().to_list())
     if pca is not None:
         _require(pca, ("k", "fvu"), "pca", "nb_sae.pca_quality(…)")
         _add_baseline(figure, "PCA, k components", pca)
@@ -77,19 +82,10 @@ def _comparison(frame: pl.DataFrame) -> go.Figure:
     figure, colour = go.Figure(), 0
     for name in frame["name"].unique(maintain_order=True):
         lines = frame.filter(pl.col("name") == name)
-        matched, own = lines.filter(pl.col("rule") != "own"), lines.filter(pl.col("rule") == "own")
-        if name in ("PCA", "PCA (these rows)"):
-            _add_baseline(figure, name, matched)
+        if name.removesuffix(" (these rows)") in ("PCA", "linear map"):
+            _add_baseline(figure, name, lines)
             continue
-        _add_line(figure, name, matched, PALETTE[colour % len(PALETTE)], turn=colour // len(PALETTE))
-        if own.height:
-            figure.add_scatter(
-                x=own["l0"].to_list(),
-                y=own["fvu"].to_list(),
-                name=f"{name}, own rule",
-                mode="markers",
-                marker={"size": 13, "symbol": "star-open", "color": PALETTE[colour % len(PALETTE)]},
-            )
+        _add_dictionary(figure, name, lines, colour)
         colour += 1
     _pareto_axes(figure, frame["k"].drop_nulls().unique().sort().to_list())
     rows = f" on {frame['rows'][0]:,} rows" if "rows" in frame.columns and frame.height else ""
@@ -99,16 +95,27 @@ def _comparison(frame: pl.DataFrame) -> go.Figure:
     return figure
 
 
-def _add_line(figure: go.Figure, name: str, frame: pl.DataFrame, colour: str, *, turn: int = 0) -> None:
-    """`turn` counts how often the colours were used up before: another dash and marker keep the lines apart."""
-    figure.add_scatter(
-        x=frame["k"].to_list(),
-        y=frame["fvu"].to_list(),
-        name=name,
-        mode="lines+markers",
-        line={"color": colour, "width": 2.5, "dash": ("solid", "dot", "dashdot", "longdash")[turn % 4]},
-        marker={"size": 9, "symbol": ("circle", "square", "triangle-up", "x")[turn % 4]},
-    )
+def _add_dictionary(figure: go.Figure, name: str, frame: pl.DataFrame, index: int) -> None:
+    """A line over the k's, and an open star at the L0 of a rule that sets no k."""
+    turn, place = divmod(index, len(PALETTE))  # where the colours are used up, dash and marker keep the lines apart
+    matched, own = frame.filter(pl.col("k").is_not_null()), frame.filter(pl.col("k").is_null())
+    if matched.height:
+        figure.add_scatter(
+            x=matched["k"].to_list(),
+            y=matched["fvu"].to_list(),
+            name=name,
+            mode="lines+markers",
+            line={"color": PALETTE[place], "width": 2.5, "dash": ("solid", "dot", "dashdot", "longdash")[turn % 4]},
+            marker={"size": 9, "symbol": ("circle", "square", "triangle-up", "x")[turn % 4]},
+        )
+    if own.height:
+        figure.add_scatter(
+            x=own["l0"].to_list(),
+            y=own["fvu"].to_list(),
+            name=f"{name}, own rule",
+            mode="markers",
+            marker={"size": 13, "symbol": "star-open", "color": PALETTE[place]},
+        )
 
 
 def _add_baseline(figure: go.Figure, name: str, frame: pl.DataFrame) -> None:

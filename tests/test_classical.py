@@ -179,3 +179,48 @@ def test_without_scikit_learn_the_error_says_what_to_install(make, rows, monkeyp
     with pytest.raises(MissingDependencyError, match=r'pip install "nb_sae\[baselines\]"'):
         make(rows)
     assert classical.pca(rows).d_sae == 24, "PCA needs nothing"
+
+
+# --- linear maps -------------------------------------------------------------------------------------------------
+
+
+def pairs_of(x: torch.Tensor, y: torch.Tensor):
+    return ns.pair(ns.ActivationStore.from_tensor(x, site="in"), ns.ActivationStore.from_tensor(y, site="out"))
+
+
+def test_linear_maps_of_every_rank_are_the_best_there_are():
+    """Against least squares followed by a singular value decomposition of what it fits."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 7, generator=generator) + 3
+    y = x @ torch.randn(7, 5, generator=generator) + torch.randn(400, 5, generator=generator) - 2
+    found = ns.classical.linear_map(pairs_of(x, y))
+    assert (found.d_in, found.d_out, found.d_sae, found.site, found.target) == (7, 5, 5, "in", "out")
+    centred, wanted = (x - x.mean(0)).double(), (y - y.mean(0)).double()
+    fitted = centred @ torch.linalg.lstsq(centred, wanted).solution
+    U, S, V = torch.linalg.svd(fitted, full_matrices=False)
+    for k in range(1, 6):
+        best = (U[:, :k] * S[:k]) @ V[:k]
+        expected = metrics.fvu(y.double(), best + y.double().mean(0))
+        assert metrics.fvu(y, found.decode(found.encode(x, k, sparse=True))) == pytest.approx(expected, rel=1e-5)
+    curve = metrics.recovery_curve(found, pairs_of(x, y), (5,))
+    assert curve["fvu"][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_planted_linear_map_is_found_exactly_and_a_shuffled_one_not_at_all():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2_000, 6, generator=generator)
+    y = x @ torch.randn(6, 9, generator=generator)
+    train, test = pairs_of(x[:1_500], y[:1_500]), (x[1_500:], y[1_500:])
+    exact = ns.classical.linear_map(train)
+    assert metrics.fvu(test[1], exact.decode(exact.encode(test[0]))) < 1e-9
+    order = torch.randperm(1_500, generator=generator)
+    null = ns.classical.linear_map(pairs_of(x[:1_500], y[:1_500][order]))
+    assert metrics.fvu(test[1], null.decode(null.encode(test[0]))) > 0.97
+
+
+def test_linear_maps_need_pairs_and_live_with_rows_in_few_dimensions():
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)) @ torch.randn(2, 30) + 100
+    flat = ns.classical.linear_map(pairs_of(x, 2 * x + 1))
+    assert metrics.fvu(2 * x + 1, flat.decode(flat.encode(x, 2))) < 1e-6
+    with pytest.raises(StoreError, match=r"ns\.pair\(x, y\)"):
+        ns.classical.linear_map(ns.ActivationStore.from_tensor(x))

@@ -68,9 +68,44 @@ def test_rules_of_their_own_stand_beside_the_matched_k(stores):
     for one, l0, fvu in zip((relu, jump, batch), own["l0"], own["fvu"], strict=True):
         assert l0 == pytest.approx(metrics.l0(one.encode(x)))
         assert fvu == pytest.approx(metrics.fvu(x, one.decode(one.encode(x))), rel=1e-5)
-    matched = frame.filter((pl.col("rule") == "top k") & (pl.col("name") != "PCA (these rows)"))
-    assert matched["k"].to_list() == [4] * 4
+    matched = frame.filter((pl.col("k") == 4) & (pl.col("name") != "PCA (these rows)"))
+    assert matched.height == 4
     assert matched["fvu"].n_unique() == 1, "with the same weights the top 4 are the same"
+
+
+def test_every_rule_of_its_own_has_all_others_beside_it_at_the_k_of_its_measured_l0(stores):
+    ruled = {"relu": dictionary(sparsity="relu"), "jump": dictionary(sparsity="jump_relu")}
+    named = {**ruled, "msae": dictionary(budgets=(2, 4)), "wrong": dictionary(5, budgets=(4,))}
+    frame = ns.compare(named, stores[1], train=stores[0], progress=False)
+    for name in ruled:
+        own = frame.filter((pl.col("name") == name) & (pl.col("rule") == "own")).row(0, named=True)
+        beside = frame.filter((pl.col("rule") == "top k") & ((pl.col("k") - own["l0"]).abs() <= 0.5))
+        in_reach = {*named, "PCA"} if own["l0"] <= 24 else set(named)
+        assert set(beside["name"]) == in_reach, own
+        for line in beside.filter(pl.col("name") != "PCA").iter_rows(named=True):
+            x_hat = named[line["name"]].reconstruct(stores[1][:], k=round(own["l0"]))
+            assert line["fvu"] == pytest.approx(metrics.fvu(stores[1][:], x_hat), rel=1e-5)
+    l0s = frame.filter(pl.col("rule") == "own")["l0"].to_list()
+    assert frame["k"].drop_nulls().unique().sort().to_list() == sorted({2, 4, *(round(l0) for l0 in l0s)})
+
+
+def test_an_l0_near_a_trained_budget_adds_no_k_and_one_below_1_none(stores):
+    batch = dictionary(sparsity="batch_top_k", budgets=(4,))
+    near = float(batch.encode(stores[1][:]).ne(0).sum(-1).double().mean())
+    twin = dictionary(budgets=(round(near),))
+    silent = dictionary(sparsity="jump_relu")
+    silent.threshold = torch.full((64,), 1e6)
+    frame = ns.compare([batch, twin, silent], stores[1], progress=False)
+    assert frame["k"].drop_nulls().unique().sort().to_list() == sorted({4, round(near)})
+    none = frame.filter(pl.col("name").str.starts_with("JumpReLU") & (pl.col("rule") == "own"))
+    assert none["l0"].to_list() == [0]
+    assert none["unused"].to_list() == [1]
+    assert frame.filter(pl.col("name").str.starts_with("JumpReLU"))["k"].to_list()[-1] is None
+
+
+def test_ks_that_are_given_are_the_only_ones(stores):
+    frame = ns.compare([dictionary(sparsity="relu")], stores[1], [2], progress=False)
+    assert frame["k"].to_list() == [2, None, 2]
 
 
 def test_classical_dictionaries_stand_in_the_same_table(stores):
@@ -141,11 +176,12 @@ def test_pareto_draws_every_dictionary_pca_dashed_and_own_rules_at_their_l0(stor
     figure = ns.plots.pareto(frame)
     traces = {trace.name: trace for trace in figure.data}
     assert set(traces) == {"MSAE 2…4, 64 latents", "ReLU, 64 latents", "ReLU, 64 latents, own rule", "PCA (these rows)"}
-    assert list(traces["MSAE 2…4, 64 latents"].x) == [2, 4]
-    assert traces["PCA (these rows)"].line.dash == "dash"
     own = frame.filter(pl.col("rule") == "own")
+    ks = [2, 4, round(own["l0"][0])]
+    assert list(traces["MSAE 2…4, 64 latents"].x) == ks
+    assert traces["PCA (these rows)"].line.dash == "dash"
     assert list(traces["ReLU, 64 latents, own rule"].x) == own["l0"].to_list()
-    assert list(figure.layout.xaxis.tickvals) == [2, 4]
+    assert list(figure.layout.xaxis.tickvals) == ks
     with pytest.raises(WidgetError, match="without name"):
         ns.plots.pareto(frame.drop("name"))
 

@@ -5,7 +5,6 @@ import json
 import planted
 import pytest
 import torch
-from torch.nn import functional as F
 
 import nb_sae as ns
 from nb_sae.errors import (
@@ -262,39 +261,8 @@ def test_reverse_weights_are_largest_on_the_sparsest_budget():
     assert config.normalised_weights == pytest.approx((3 / 6, 2 / 6, 1 / 6))
 
 
-# --- metrics -----------------------------------------------------------------------------------------------------
-
-
-def test_running_quality_equals_the_definitions_despite_a_large_mean():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(300, 5, generator=generator) + 1e3
-    x_hat = x + 0.1 * torch.randn(300, 5, generator=generator)
-    running = metrics.RunningQuality(1)
-    for start in range(0, 300, 70):
-        part = slice(start, start + 70)
-        running.add(x[part], [x_hat[part]], [torch.full((len(x[part]),), 3)])
-    result = running.result()[0]
-    assert result["fvu"] == pytest.approx(metrics.fvu(x, x_hat), rel=1e-6)
-    assert result["cosine"] == pytest.approx(metrics.cosine(x, x_hat), rel=1e-9)
-    assert result["l0"] == 3
-
-
-def test_fvu_is_one_for_the_mean_and_nan_when_nothing_varies():
-    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
-    assert metrics.fvu(x, x.mean(0).expand_as(x)) == pytest.approx(1.0)
-    assert metrics.fvu(x, x) == 0
-    assert torch.isnan(torch.tensor(metrics.fvu(torch.ones(4, 3), torch.zeros(4, 3))))
-
-
 def test_top_k_gives_zero_where_nothing_is_positive():
     values, _ = top_k(-torch.ones(2, 5), 3)
     assert (values == 0).all()
     with pytest.raises(ConfigError, match=r"outside \[1, d_sae=5\]"):
         top_k(torch.ones(2, 5), 6)
-
-
-def test_cosine_of_a_scaled_reconstruction_is_one():
-    x = F.normalize(torch.randn(10, 4, generator=torch.Generator().manual_seed(1)), dim=-1)
-    assert metrics.cosine(x, 3 * x) == pytest.approx(1.0)
-    assert metrics.dead_fraction(torch.tensor([0, 3, 0, 1])) == 0.5
-    assert metrics.l0(torch.tensor([[0.0, 1.0], [2.0, 3.0]])) == 1.5

@@ -47,6 +47,7 @@ class FakeAnalysis:
     d_sae: int = 0
     rows: int = 0
     budgets: tuple[int, ...] = (4, 8, 16, 32)
+    widths: tuple[int, ...] = ()
     title: str = "fake"
     extra: dict[str, object] = field(default_factory=dict)
 

@@ -26,6 +26,7 @@ _TABLES = {
     "contexts": CONTEXTS,
 }
 _OPTIONAL = ("pictures", "contexts")
+_PLAIN = ("rows", "budgets", "widths", "modality", "model", "title")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -42,6 +43,9 @@ class Analysis:
     rows: int
     """Rows that were read."""
     budgets: tuple[int, ...]
+    """Nested k's of the dictionary; empty for a rule without any."""
+    widths: tuple[int, ...] = ()
+    """Nested prefixes of the dictionary; empty where it is not nested by them."""
     modality: Modality
     model: str
     title: str
@@ -67,8 +71,8 @@ class Analysis:
                 frame = getattr(self, name)
                 if frame is not None:
                     frame.write_parquet(fresh / f"{name}.parquet", compression="zstd")
-            about = {"site": asdict(self.site), "rows": self.rows, "budgets": self.budgets, "modality": self.modality}
-            header = {"format": FORMAT, "version": VERSION, **about, "model": self.model, "title": self.title}
+            about = {name: getattr(self, name) for name in _PLAIN}
+            header = {"format": FORMAT, "version": VERSION, "site": asdict(self.site), **about}
             write_json(fresh / "analysis.json", header)
             if folder.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
@@ -111,6 +115,7 @@ class Analysis:
             site=Site(**{**site, "grid": grid}),
             rows=header["rows"],
             budgets=tuple(header["budgets"]),
+            widths=tuple(header.get("widths", ())),
             modality=header["modality"],
             model=header["model"],
             title=header["title"],

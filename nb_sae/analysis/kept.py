@@ -5,6 +5,7 @@ What was kept of some chunks and of others merges into exactly what one pass ove
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from nb_sae.analysis.examples import ActivationGrid, BestOfGroups, IntervalSampler, Ints, rank_in_group
-from nb_sae.analysis.latents import latents_frame, sums_by_level, unused
+from nb_sae.analysis.latents import latents_frame, median_level, sums_by_level, unused, width_level
 from nb_sae.analysis.quality import quality_frame
 from nb_sae.analysis.sums import ChunkSums, ChunkTree
 
@@ -23,13 +24,30 @@ if TYPE_CHECKING:
 _ENTRIES = ("group", "score", "value", "row")
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What of a dictionary decides which tables there are."""
+
+    d_sae: int
+    sets_k: bool
+    """Whether a budget says how many latents of a row are active."""
+    budgets: tuple[int, ...]
+    """Nested k's; none where nothing is nested by them."""
+    widths: tuple[int, ...]
+    """Nested prefixes of the dictionary, the last is `d_sae`; none where it is not nested by them."""
+
+    @property
+    def ks(self) -> tuple[int | None, ...]:
+        """What every line of the `quality` table is at; None: a rule that sets no number of latents per row."""
+        return self.budgets if self.sets_k else (None,)
+
+
 class Kept:
     """Everything the tables are made of. Memory is latents × (examples + levels + bins)."""
 
-    def __init__(
-        self, d_sae: int, budgets: tuple[int, ...], positions: int, *, top: int, per_interval: int, seed: int
-    ) -> None:
-        self.d_sae, self.budgets = d_sae, budgets
+    def __init__(self, rule: Rule, positions: int, *, top: int, per_interval: int, seed: int) -> None:
+        self.rule = rule
+        d_sae = rule.d_sae
         self.active = np.zeros(d_sae, np.int64)
         self.maxima = np.zeros(d_sae, np.float32)
         self.grid = ActivationGrid(d_sae)
@@ -37,21 +55,34 @@ class Kept:
         self._positions = positions
         self._strongest = BestOfGroups(d_sae, top)
         self._sampler = IntervalSampler(d_sae, per_interval, seed=seed) if per_interval else None
-        self._level_of_rank = np.searchsorted(budgets, np.arange(budgets[-1]), side="right")
+        # A rule that sets no k may keep more latents of a row than the largest budget: they count to the last level.
+        self._levels = max(1, len(rule.budgets))
+        in_budgets = np.searchsorted(rule.budgets, np.arange(d_sae), side="right")
+        self._level_of_rank = np.minimum(in_budgets, self._levels - 1)
 
-    def add(self, number: int, first: int, rows: torch.Tensor, ids: pl.DataFrame, dictionary: Dictionary) -> None:
-        """Chunk `number`, whose first row is row `first` of the store. It ends where a context ends."""
-        values, indices = dictionary.encode(rows, sparse=True)
-        x_hats = [x_hat.cpu() for x_hat in dictionary.decode_levels(values, indices)]
-        counts = [float((values[:, :k] > 0).sum()) for k in self.budgets]
+    def add(
+        self,
+        number: int,
+        first: int,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        ids: pl.DataFrame,
+        dictionary: Dictionary,
+    ) -> None:
+        """Chunk `number`, whose first row is row `first` of the store. It ends where a context ends.
+
+        `targets` are what reconstructions are compared with: the rows themselves, but for a transcoder.
+        """
+        values, indices, x_hats = dictionary.reconstruct_levels(rows)
+        counts = [float((values[:, :k] > 0).sum()) for k in self.rule.ks]
         positive = values.cpu().numpy() > 0
         row, rank = np.nonzero(positive)
         value, latent = values.cpu().numpy()[positive], indices.cpu().numpy()[positive]
         by_level = sums_by_level(
-            latent, value, self._level_of_rank[rank], d_sae=self.d_sae, levels=len(self.budgets)
+            latent, value, self._level_of_rank[rank], d_sae=self.rule.d_sae, levels=self._levels
         )  # fmt: skip
-        self.tree.add(number, ChunkSums.of(rows, x_hats, counts, by_level))
-        self.active += np.bincount(latent, minlength=self.d_sae)
+        self.tree.add(number, ChunkSums.of(targets, [x_hat.cpu() for x_hat in x_hats], counts, by_level))
+        self.active += np.bincount(latent, minlength=self.rule.d_sae)
         np.maximum.at(self.maxima, latent, value)
         input_ids, tokens = ids["input_id"].to_numpy(), ids["token"].to_numpy()
         self._keep_strongest(first, row, latent, value, _contexts(input_ids, tokens, self._positions))
@@ -101,12 +132,14 @@ class Kept:
     def latents(self) -> pl.DataFrame:
         """The `latents` table."""
         sums = self.tree.total()
-        return latents_frame(sums.rows, self.active, self.maxima, sums.by_level, self.grid)
+        level = width_level(self.rule.widths) if self.rule.widths else median_level(sums.by_level)
+        return latents_frame(sums.rows, self.active, self.maxima, sums.by_level.sum(1), level, self.grid)
 
     def quality(self) -> pl.DataFrame:
         """The `quality` table."""
         sums = self.tree.total()
-        return quality_frame(self.budgets, sums, unused(sums.by_level))
+        never = unused(sums.by_level) if self.rule.sets_k else [float((self.active == 0).mean())]
+        return quality_frame(self.rule.ks, sums, never)
 
     # ── as arrays ─────────────────────────────────────────────────────────────────────────────────────────────
 

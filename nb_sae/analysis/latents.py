@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -25,17 +27,21 @@ def median_level(by_level: Floats) -> NDArray[np.uint8]:
     return np.where(reached.any(1), reached.argmax(1), by_level.shape[1] - 1).astype(np.uint8)
 
 
+def width_level(widths: Sequence[int]) -> NDArray[np.uint8]:
+    """First of the nested widths (ascending, the last is d_sae) that holds each latent."""
+    return np.searchsorted(widths, np.arange(widths[-1]), side="right").astype(np.uint8)
+
+
 def unused(by_level: Floats) -> list[float]:
     """Per budget, the fraction of latents that were never selected within it."""
     return [float((by_level[:, : level + 1].sum(1) == 0).mean()) for level in range(by_level.shape[1])]
 
 
 def latents_frame(
-    rows: int, active: Ints, maxima: NDArray[np.float32], by_level: Floats, grid: ActivationGrid
+    rows: int, active: Ints, maxima: NDArray[np.float32], total: Floats, level: NDArray[np.uint8], grid: ActivationGrid
 ) -> pl.DataFrame:
-    """The `latents` table, from the number of active rows, the maximum, the sums and the grid of every latent."""
+    """The `latents` table, from active rows, maximum, sum of activations, level and grid of every latent."""
     histograms = [grid.histogram(latent) for latent in range(len(active))]
-    total = by_level.sum(1)
     return pl.DataFrame(
         {
             "latent": np.arange(len(active), dtype=np.uint32),
@@ -43,7 +49,7 @@ def latents_frame(
             "active_rows": active.astype(np.uint64),
             "mean": np.divide(total, active, out=np.zeros_like(total), where=active > 0),
             "max": maxima.astype(np.float64),
-            "level": median_level(by_level),
+            "level": level,
             "dead": active == 0,
             "histogram": [counts for counts, _ in histograms],
             "histogram_max": [edge for _, edge in histograms],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as safetensors_bytes
 
-from nb_sae.analysis.kept import Kept
+from nb_sae.analysis.kept import Kept, Rule
 from nb_sae.atomic import write_atomically
 from nb_sae.errors import FormatError, InputNotFoundError, PathExistsError, StoreError
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from nb_sae.types import ActivationSource
 
 FORMAT = "nb_sae.analysis_part"
-VERSION = 1
-_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag")
+VERSION = 2
+_WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag", "level_scale")
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class PartialAnalysis:
                 arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
         except (SafetensorError, ValueError, OSError) as error:
             raise FormatError(f"{file} cannot be read ({error}). Run analyze_part again.") from error
-        if header.get("format") != FORMAT or header.get("version", 0) > VERSION:
+        if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
             raise FormatError(
-                f"{file} has format {header.get('format')!r}, version {header.get('version')!r}; expected {FORMAT!r} "
-                f"up to version {VERSION}. Run analyze_part again."
+                f"{file} has format {header.get('format')!r}, version {header.get('version')!r}; expected {FORMAT!r}, "
+                f"version {VERSION}. Run analyze_part again."
             )
         about = header["about"]
         kept = empty_of(about)
@@ -84,14 +84,22 @@ class PartialAnalysis:
     def __repr__(self) -> str:
         rows = sum(sums.rows for sums in self.kept.tree.nodes.values())
         index, count = self.part
-        return f"PartialAnalysis(part {index} of {count}: {rows:,} rows, {self.kept.d_sae:,} latents)"
+        return f"PartialAnalysis(part {index} of {count}: {rows:,} rows, {self.kept.rule.d_sae:,} latents)"
 
 
 def description(
-    dictionary: Dictionary, store: ActivationSource, *, chunk_rows: int, top: int, per_interval: int, seed: int
+    dictionary: Dictionary,
+    store: ActivationSource,
+    targets: ActivationSource,
+    *,
+    chunk_rows: int,
+    top: int,
+    per_interval: int,
+    seed: int,
 ) -> dict[str, Any]:
     """What parts have to agree on before they may be merged."""
-    digest = sha256(dictionary.sparsity.encode())
+    rule = (dictionary.sparsity, dictionary.pre_bias, dictionary.residual, dictionary.row_norm)
+    digest = sha256(repr(rule).encode())
     for name in _WEIGHTS:
         weights = getattr(dictionary, name)
         if weights is not None:
@@ -99,7 +107,10 @@ def description(
     return {
         "dictionary": digest.hexdigest(),
         "d_sae": dictionary.d_sae,
-        "budgets": list(dictionary.rank_budgets),
+        "sets_k": dictionary.sets_k,
+        "budgets": list(dictionary.budgets or ()),
+        "widths": list(dictionary.widths or ()) if len(dictionary.widths or ()) > 1 else [],
+        "target": None if targets is store else targets.site.name,
         "model": store.model,
         "revision": store.revision,
         "site": store.site.name,
@@ -115,7 +126,8 @@ def description(
 def empty_of(about: dict[str, Any]) -> Kept:
     """An empty keeper for a description."""
     settings = {name: about[name] for name in ("top", "per_interval", "seed")}
-    return Kept(about["d_sae"], tuple(about["budgets"]), about["positions"], **settings)
+    rule = Rule(about["d_sae"], about["sets_k"], tuple(about["budgets"]), tuple(about["widths"]))
+    return Kept(rule, about["positions"], **settings)
 
 
 def check_same(there: dict[str, Any], here: dict[str, Any]) -> None:

@@ -15,11 +15,11 @@ from nb_sae.types import ActivationSource
 PCA = pl.Schema({"k": pl.UInt32, "fvu": pl.Float64, "cosine": pl.Float64})
 
 
-def quality_frame(budgets: Sequence[int], sums: ChunkSums, unused: Sequence[float]) -> pl.DataFrame:
-    """The `quality` table."""
+def quality_frame(ks: Sequence[int | None], sums: ChunkSums, unused: Sequence[float]) -> pl.DataFrame:
+    """The `quality` table, one line per k; None: a rule that sets no number of latents per row."""
     lines = [
         {"k": k, **numbers, "rows": sums.rows, "unused": never}
-        for k, numbers, never in zip(budgets, sums.quality(), unused, strict=True)
+        for k, numbers, never in zip(ks, sums.quality(), unused, strict=True)
     ]
     return pl.DataFrame(lines, schema=QUALITY)
 
@@ -32,6 +32,11 @@ def pca_quality(train: ActivationSource, test: ActivationSource, components: Seq
         StoreError: rows of different widths.
         ConfigError: more components than dimensions.
     """
+    if any(k is None for k in components):
+        raise ConfigError(
+            f"components={tuple(components)} holds null: a dictionary whose rule sets no k was measured at its own L0. "
+            "Give whole numbers near that l0."
+        )
     d_in = train.d_in
     if test.d_in != d_in:
         raise StoreError(f"train has width {d_in}, test has width {test.d_in}. Give two parts of one store.")

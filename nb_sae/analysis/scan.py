@@ -15,6 +15,7 @@ from nb_sae.analysis.pictures import contexts_frame, pictures_frame
 from nb_sae.analysis.schema import INPUTS
 from nb_sae.errors import ConfigError, InputError
 from nb_sae.progress import progress as progress_bar
+from nb_sae.sae.metrics.rows import targets_of
 
 if TYPE_CHECKING:
     from nb_sae.sae.dictionary import Dictionary
@@ -44,7 +45,8 @@ def analyze(
 
     Args:
         dictionary: Latents to describe.
-        store: Rows of the site it was trained on.
+        store: Rows of the site it was trained on. A transcoder takes `ns.pair(x, y)`: its latents are described on x,
+            its quality is that of y.
         inputs: The images or texts behind the rows; without them there are numbers but no pictures.
         model: Needed to show texts: its tokenizer cuts them as it did when they were collected.
         top: Strongest contexts kept per latent, each with its strongest token; exact.
@@ -54,7 +56,7 @@ def analyze(
         title: Shown above the dashboard.
 
     Raises:
-        StoreError: the rows are of another model, site, width or scale.
+        StoreError: the rows are of another model, site, width or scale; or a transcoder was given no pairs.
         InputError: the inputs are not those of the store.
     """
     dictionary.check(store)
@@ -99,10 +101,10 @@ def analyze_part(
     if not 0 <= index < count:
         raise ConfigError(f"part={part} does not exist. Give (i, n) with i from 0 to n - 1.")
     dictionary.check(store)
+    targets = targets_of(dictionary, store)
     chunk_rows = max(1024, BLOCK_BYTES // (4 * dictionary.d_sae))
-    about = description(
-        dictionary, store, chunk_rows=chunk_rows, top=top, per_interval=per_interval, seed=seed
-    )  # fmt: skip
+    settings = {"chunk_rows": chunk_rows, "top": top, "per_interval": per_interval, "seed": seed}
+    about = description(dictionary, store, targets, **settings)
     kept = empty_of(about)
     spans = list(store.chunk_spans(chunk_rows))
     mine = range(len(spans) * index // count, len(spans) * (index + 1) // count)
@@ -110,7 +112,9 @@ def analyze_part(
     with progress_bar(sum(spans[n][1] - spans[n][0] for n in mine), "rows", label, enabled=progress) as bar:
         for number in mine:
             first, stop = spans[number]
-            kept.add(number, first, store[first:stop], store.rows.slice(first, stop - first), dictionary)
+            rows = store[first:stop]
+            beside = rows if targets is store else targets[first:stop]
+            kept.add(number, first, rows, beside, store.rows.slice(first, stop - first), dictionary)
             bar.update(stop - first)
     return PartialAnalysis(about, (index, count), kept)
 
@@ -144,7 +148,8 @@ def merge_analyses(
     _check_shown(store, inputs, model)
     about = parts[0].about
     settings = {name: about[name] for name in ("chunk_rows", "top", "per_interval", "seed")}
-    check_same(about, description(dictionary, store, **settings))
+    targets = targets_of(dictionary, store)
+    check_same(about, description(dictionary, store, targets, **settings))
     kept = empty_of(about)
     for part in sorted(parts, key=lambda part: part.part):
         kept.merge(copy.deepcopy(part.kept) if len(parts) > 1 else part.kept)
@@ -165,10 +170,11 @@ def merge_analyses(
         contexts=contexts,
         site=store.site,
         rows=len(store),
-        budgets=kept.budgets,
+        budgets=kept.rule.budgets,
+        widths=kept.rule.widths,
         modality=inputs.modality if inputs is not None else "image",
         model=store.model,
-        title=title or f"{store.site.name} of {store.model}",
+        title=title or f"{store.site.name}{'' if targets is store else f' → {targets.site.name}'} of {store.model}",
     )
 
 

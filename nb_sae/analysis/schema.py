@@ -11,7 +11,9 @@ LATENTS = pl.Schema(
         "active_rows": pl.UInt64,  # how many rows that is
         "mean": pl.Float64,  # mean activation over the rows on which it is active; 0 if none
         "max": pl.Float64,  # largest activation; 0 if none
-        "level": pl.UInt8,  # activation-weighted median of the first budget that selects it, 0-based
+        # 0-based: the first of nested widths that holds it; without them the activation-weighted median of the first
+        # budget that selects it
+        "level": pl.UInt8,
         "dead": pl.Boolean,  # never active on the rows that were read
         "histogram": pl.List(pl.UInt64),  # counts of active rows in equal bins from 0 to `histogram_max`
         "histogram_max": pl.Float64,  # right edge of the last bin
@@ -35,10 +37,10 @@ EXAMPLES = pl.Schema(
 
 QUALITY = pl.Schema(
     {
-        "k": pl.UInt32,  # active latents per row allowed (a budget)
-        "fvu": pl.Float64,  # Σ‖x−x̂‖² / Σ‖x−x̄‖²
+        "k": pl.UInt32,  # active latents per row allowed (a budget); null for a rule that sets no number, see l0
+        "fvu": pl.Float64,  # Σ‖x−x̂‖² / Σ‖x−x̄‖²; for a transcoder x is the row that it should write
         "cosine": pl.Float64,  # mean over rows of cos(x, x̂), model units
-        "l0": pl.Float64,  # mean number of active latents per row
+        "l0": pl.Float64,  # measured: mean number of active latents per row
         "rows": pl.UInt64,
         "unused": pl.Float64,  # fraction of latents never selected within this budget
     }

@@ -29,11 +29,11 @@ class ChunkSums:
     squares: float
     """Σ‖x − mean‖²."""
     error: Floats
-    """`(levels,)`: Σ‖x − x̂‖²."""
+    """`(lines of the quality table,)`: Σ‖x − x̂‖²."""
     cosine: Floats
-    """`(levels,)`: Σ cos(x, x̂)."""
+    """Likewise: Σ cos(x, x̂)."""
     active: Floats
-    """`(levels,)`: active latents, summed over rows."""
+    """Likewise: active latents, summed over rows."""
     by_level: Floats
     """`(d_sae, levels)`: activations, by the first budget that selects the latent."""
 

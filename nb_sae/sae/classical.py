@@ -1,4 +1,4 @@
-"""Classical dictionaries as baselines: PCA, ICA, NMF and random directions, read like a trained dictionary.
+"""Classical dictionaries as baselines: PCA, ICA, NMF, random directions and, for transcoders, linear maps.
 
 They have the `encode`, `decode` and `check` of a `Dictionary`, so they stand in the same tables. Codes may be negative,
 where a dictionary has one-sided latents: k codes of a baseline say at least as much as k latents.
@@ -6,20 +6,20 @@ where a dictionary has one-sided latents: k codes of a baseline say at least as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError, MissingDependencyError, NonFiniteError, ShapeError, StoreError
-from nb_sae.sae.metrics.rows import Rows, check_finite, chunks_of
-from nb_sae.sae.model import decode_sparse
+from nb_sae.sae.decoder import LinearDecoder
+from nb_sae.sae.metrics.rows import CHUNK_ROWS, Rows, check_finite, chunks_of, chunks_with_targets
 from nb_sae.types import ActivationSource
 
 FIT_ROWS = 20_000
@@ -30,49 +30,45 @@ GRAM_LATENTS = 8192
 Selection = Literal["first", "largest"]
 
 
-class Baseline:
+class Baseline(LinearDecoder):
     """Directions with a rule that finds their codes: x̂ = codes W_dec + b_dec. Rows of `W_dec` have norm 1.
 
     Args:
         name: Shown in tables.
-        W_dec: `(d_sae, d_in)`; brought to unit rows.
-        b_dec: `(d_in,)`.
-        codes: From rows `(rows, d_in)` less `b_dec` to `(codes (rows, k), latent numbers (rows, k))` for a given k,
+        W_dec: `(d_sae, d_out)`; brought to unit rows.
+        b_dec: `(d_out,)`.
+        codes: From rows `(rows, d_in)` less `centre` to `(codes (rows, k), latent numbers (rows, k))` for a given k,
             such that the first k' are those of a smaller k'.
+        centre: `(d_in,)`; None: `b_dec`, of rows that are reconstructed themselves.
+        target: Site whose rows are reconstructed; None: the site that is read.
         about: How it was made.
     """
 
     def __init__(
         self,
         name: str,
-        W_dec: Float[Tensor, "d_sae d_in"],
-        b_dec: Float[Tensor, " d_in"],
+        W_dec: Float[Tensor, "d_sae d_out"],
+        b_dec: Float[Tensor, " d_out"],
         codes: Callable[[Tensor, int], tuple[Tensor, Tensor]],
         *,
+        centre: Float[Tensor, " d_in"] | None = None,
         site: str | None = None,
+        target: str | None = None,
         about: dict[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.W_dec = F.normalize(W_dec.float(), dim=-1)
         self.b_dec = b_dec.float()
+        self.centre = self.b_dec if centre is None else centre.float()
         self.site = site
+        self.target = target
         self.about = about or {}
         self._codes = codes
 
     @property
     def d_in(self) -> int:
         """Width of a row."""
-        return self.W_dec.shape[1]
-
-    @property
-    def d_sae(self) -> int:
-        """Number of directions."""
-        return self.W_dec.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the directions are."""
-        return self.W_dec.device
+        return len(self.centre)
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "rows d_in"], k: int | None = None, sparse: bool = False) -> Any:
@@ -87,19 +83,10 @@ class Baseline:
         k = self.d_sae if k is None else k
         if not 1 <= k <= self.d_sae:
             raise ConfigError(f"k={k} is outside [1, {self.d_sae}], the number of directions of {self.name}.")
-        values, indices = self._codes(x.to(self.device, torch.float32) - self.b_dec, k)
+        values, indices = self._codes(x.to(self.device, torch.float32) - self.centre, k)
         if sparse:
             return values, indices
         return torch.zeros(len(x), self.d_sae, device=self.device).scatter(-1, indices, values)
-
-    @torch.no_grad()
-    def decode(
-        self, latents: Float[Tensor, "rows d_sae"] | tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]
-    ) -> Float[Tensor, "rows d_in"]:
-        """Rows in model units from codes."""
-        if isinstance(latents, tuple):
-            return self.b_dec + decode_sparse(*latents, self.W_dec)
-        return torch.addmm(self.b_dec, latents.to(self.device, torch.float32), self.W_dec)
 
     def check(self, source: ActivationSource) -> None:
         """Refuse rows of another width or site. Raises `StoreError`."""
@@ -123,17 +110,7 @@ def pca(rows: Rows) -> Baseline:
         StoreError: all rows are equal.
         NonFiniteError: NaN or infinity in the rows.
     """
-    count, total, square, shift = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
-    for part in chunks_of(rows):
-        x = part.cpu().double()
-        if not count:
-            shift = x.mean(0)  # near the mean, so that a large mean does not drown the variance
-            total, square = torch.zeros_like(shift), torch.zeros(len(shift), len(shift), dtype=torch.double)
-        x = x - shift
-        count += len(x)
-        total += x.sum(0)
-        square += x.T @ x
-    covariance = square / count - torch.outer(total / count, total / count)
+    count, mean, covariance = _moments(chunks_of(rows))
     if not covariance.diagonal().sum() > 0:
         raise StoreError("All rows are equal, so there is no principal component. Collect other rows.")
     variance, basis = torch.linalg.eigh(covariance)
@@ -144,7 +121,48 @@ def pca(rows: Rows) -> Baseline:
         return x @ W_dec[:k].T, order[:k].expand(len(x), k)
 
     about = {"fit_rows": count, "explained_variance": variance.flip(0).clamp_min(0).tolist()}
-    return Baseline("PCA", W_dec, shift.float() + (total / count).float(), codes, site=_site(rows), about=about)
+    return Baseline("PCA", W_dec, mean.float(), codes, site=_site(rows), about=about)
+
+
+@torch.no_grad()
+def linear_map(pairs: ActivationSource) -> Baseline:
+    """Linear maps from x to y of every rank; k means the best of rank k. What a transcoder is read against.
+
+    No linear map that passes k numbers on has a lower squared error on these rows. In one pass, in float64.
+
+    Args:
+        pairs: `ns.pair(x, y)`.
+
+    Raises:
+        StoreError: no pairs, or all rows of a side are equal.
+        NonFiniteError: NaN or infinity in the rows.
+
+    Source:
+        Izenman 1975, Reduced-rank regression for the multivariate linear model (with equal weights).
+    """
+    target: ActivationSource | None = getattr(pairs, "target", None)
+    if target is None:
+        raise StoreError("A linear map needs the rows of two sites. Give ns.pair(x, y).")
+    width = pairs.d_in
+    chunks = chunks_with_targets(pairs, target, CHUNK_ROWS)
+    count, mean, covariance = _moments(torch.cat(both, dim=1) for both in chunks)
+    mean, variance = mean.float(), covariance.diagonal()
+    if not (variance[:width].sum() > 0 and variance[width:].sum() > 0):
+        raise StoreError("All rows of one side are equal, so there is nothing to map. Collect other rows.")
+    across = covariance[:width, width:]
+    # Directions whose variance is rounding of float32 say nothing.
+    regression = torch.linalg.pinv(covariance[:width, :width], rtol=1e-12, hermitian=True) @ across
+    rank = min(across.shape)
+    directions = torch.linalg.eigh(across.T @ regression).eigenvectors.flip(-1)[:, :rank]
+    reads, order = (regression @ directions).float(), torch.arange(rank)
+
+    def codes(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return x @ reads[:, :k], order[:k].expand(len(x), k)
+
+    sites = {"site": _site(pairs), "target": _site(target)}
+    return Baseline(
+        "linear map", directions.T, mean[width:], codes, centre=mean[:width], about={"fit_rows": count}, **sites
+    )
 
 
 def ica(
@@ -302,6 +320,21 @@ def _pursuit(z: Tensor, W_dec: Tensor, gram: Tensor | None, k: int) -> tuple[Ten
         values.append(value)
         indices.append(index)
     return torch.cat(values, -1), torch.cat(indices, -1)
+
+
+def _moments(parts: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:
+    """Number, mean and covariance of rows that come in chunks, float64."""
+    count, total, square, shift = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for part in parts:
+        x = part.cpu().double()
+        if not count:
+            shift = x.mean(0)  # near the mean, so that a large mean does not drown the variance
+            total, square = torch.zeros_like(shift), torch.zeros(len(shift), len(shift), dtype=torch.double)
+        x = x - shift
+        count += len(x)
+        total += x.sum(0)
+        square += x.T @ x
+    return count, shift + total / count, square / count - torch.outer(total / count, total / count)
 
 
 def _largest(codes: Tensor, k: int) -> tuple[Tensor, Tensor]:

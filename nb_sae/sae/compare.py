@@ -1,4 +1,4 @@
-"""Several dictionaries on the same rows at the same number of active latents, with PCA beside them."""
+"""Several dictionaries on the same rows at the same number of active latents, with a linear baseline beside them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nb_sae.progress import progress as progress_bar
 from nb_sae.sae import classical
 from nb_sae.sae.config import default_budgets
 from nb_sae.sae.metrics.recovery import Meter
-from nb_sae.sae.metrics.rows import chunks_of, rows_at_a_time
+from nb_sae.sae.metrics.rows import chunks_of, chunks_with_targets, rows_at_a_time, targets_of
 
 if TYPE_CHECKING:
     from nb_sae.sae.dictionary import Dictionary
@@ -32,6 +32,10 @@ COMPARISON = pl.Schema(
     }
 )
 _OWN = "own"
+THESE_ROWS = " (these rows)"
+"""What the baseline's name ends in where it was fitted to the rows that are measured."""
+NEAR = 0.05
+"""An L0 this near to a k, as a share of it, is matched by that k."""
 
 
 def compare(
@@ -46,15 +50,21 @@ def compare(
     """One line per dictionary and k: every dictionary with its k strongest latents, on the same rows.
 
     A dictionary with a rule of its own (BatchTopK, JumpReLU, ReLU, gated) has one line more, at that rule: k is null
-    and `l0` says how many latents it took. PCA always has its lines: above k ≈ d/3 a dictionary that is worse than PCA
-    is no explanation.
+    and `l0` says how many latents it took. Without `ks`, the L0 of each such rule is measured first and every
+    dictionary has a line at the whole k next to it: that is where the rule stands beside the others at matched k.
+
+    PCA always has its lines: above k ≈ d/3 a dictionary that is worse than PCA is no explanation. Transcoders are
+    compared among themselves on `ns.pair(x, y)`: every number is then about y, and the best linear maps of rank k from
+    x to y take the place of PCA.
 
     Args:
         dictionaries: A list, named after their rule and size, or a mapping from names.
-        store: Rows that none of them was trained on; read once, its length costs no memory.
-        ks: Ascending. None: every trained budget that all of them can take; without any, powers of two from d/24.
-        train: Rows for PCA. None: PCA is fitted to the rows of `store` themselves, which favours it, and its name
-            says so.
+        store: Rows that none of them was trained on, and for transcoders pairs; its length costs no memory. Read once,
+            and once more where rules of their own decide the ks.
+        ks: Ascending. None: every trained budget that all of them can take and the L0 of every rule of its own; without
+            any budget, powers of two from d/24.
+        train: Rows (pairs) for the baseline. None: it is fitted to the rows of `store` themselves, which favours it,
+            and its name says so.
         chunk_rows: Rows encoded at a time; None: what fits.
         progress: Show a progress bar.
 
@@ -62,32 +72,26 @@ def compare(
         `name, rule, k, fvu, cosine, l0, unused, d_sae, rows`; `ns.plots.pareto` draws it.
 
     Raises:
-        StoreError: a dictionary of another width, site, model or scale.
-        ConfigError: nothing to compare, a name twice, a transcoder, or a k that a dictionary does not have.
+        StoreError: a dictionary of another width, site, model or scale, or transcoders without pairs.
+        ConfigError: nothing to compare, a name twice, transcoders beside others, or a k that a dictionary does not
+            have.
     """
     named = _named(dictionaries)
-    for name, dictionary in named.items():
-        try:
-            dictionary.check(store)
-        except StoreError as error:
-            raise StoreError(f"{name!r}: {error}") from error
+    targets = _checked(named, store)
+    size = rows_at_a_time(chunk_rows, *named.values())
+    ks = _default_ks(named, store, size, progress=progress) if ks is None else tuple(ks)
     smallest = min(named, key=lambda name: named[name].d_sae)
-    ks = _default_ks(named, store.d_in) if ks is None else tuple(ks)
     if ks and max(ks) > named[smallest].d_sae:
         raise ConfigError(f"k={max(ks)} is more than the {named[smallest].d_sae} latents of {smallest!r}. Lower it.")
-    baseline = "PCA" if train is not None else "PCA (these rows)"
-    if baseline in named:
-        raise ConfigError(f"{baseline!r} is the name of the line that compare adds. Leave PCA out, or name it apart.")
-    pca = classical.pca(store if train is None else train)
-    pca.check(store)
     meters = {name: Meter(one, ks, own_rule=_has_own_rule(one)) for name, one in named.items()}
-    within = [k for k in ks if k <= pca.d_sae]
+    baseline = _baseline(named, store, train)
+    within = [k for k in ks if k <= baseline.d_sae]
     if within:
-        meters[baseline] = Meter(pca, within)
+        meters[baseline.name] = Meter(baseline, within)
     with progress_bar(len(store), "rows", "compare", enabled=progress) as bar:
-        for part in chunks_of(store, rows_at_a_time(chunk_rows, *named.values())):
+        for part, target in chunks_with_targets(store, targets, size):
             for meter in meters.values():
-                meter.add(part)
+                meter.add(part, target)
             bar.update(len(part))
     lines = [
         {
@@ -114,7 +118,7 @@ def describe(dictionary: Dictionary | classical.Baseline) -> str:
         rule = f"{'Batch ' if dictionary.sparsity == 'batch_top_k' else ''}MSAE {budgets[0]}…{budgets[-1]}"
     elif budgets:
         rule = f"{rule} {budgets[0]}"
-    return f"{rule}, {dictionary.d_sae:,} latents"
+    return f"{rule}{' transcoder' if dictionary.is_transcoder else ''}, {dictionary.d_sae:,} latents"
 
 
 def _named(
@@ -139,11 +143,64 @@ def _named(
     return named
 
 
+def _checked(named: Mapping[str, Dictionary | classical.Baseline], store: ActivationSource) -> ActivationSource:
+    """The rows that reconstructions are compared with, after a check that all are of these rows."""
+    kinds = {one.is_transcoder: name for name, one in named.items()}
+    if len(kinds) > 1:
+        raise ConfigError(
+            f"{kinds[True]!r} is a transcoder and {kinds[False]!r} is not: they reconstruct other rows, so their "
+            "numbers cannot be compared. Compare each kind by itself."
+        )
+    targets = store
+    for name, one in named.items():
+        try:
+            one.check(store)
+            targets = targets_of(one, store)
+        except StoreError as error:
+            raise StoreError(f"{name!r}: {error}") from error
+    return targets
+
+
+def _baseline(
+    named: Mapping[str, Dictionary | classical.Baseline], store: ActivationSource, train: ActivationSource | None
+) -> classical.Baseline:
+    """PCA, or linear maps where transcoders are compared, under the name that its lines get."""
+    fit = classical.linear_map if next(iter(named.values())).is_transcoder else classical.pca
+    baseline = fit(store if train is None else train)
+    baseline.check(store)
+    if train is None:
+        baseline.name += THESE_ROWS
+    if baseline.name in named:
+        raise ConfigError(f"{baseline.name!r} is the name of the line that compare adds. Leave it out, or rename it.")
+    return baseline
+
+
 def _has_own_rule(dictionary: Dictionary | classical.Baseline) -> bool:
-    return getattr(dictionary, "sparsity", "top_k") != "top_k"
+    return not getattr(dictionary, "sets_k", True)
 
 
-def _default_ks(named: Mapping[str, Dictionary | classical.Baseline], d_in: int) -> tuple[int, ...]:
+def _default_ks(
+    named: Mapping[str, Dictionary | classical.Baseline], store: ActivationSource, chunk_rows: int, *, progress: bool
+) -> tuple[int, ...]:
     most = min(one.d_sae for one in named.values())
     trained = {k for one in named.values() for k in (getattr(one, "budgets", None) or ()) if k <= most}
-    return tuple(sorted(trained)) if trained else default_budgets(d_in, most)
+    ks = sorted(trained) if trained else list(default_budgets(store.d_in, most))
+    for l0 in _own_l0s([one for one in named.values() if _has_own_rule(one)], store, chunk_rows, progress=progress):
+        if 1 <= round(l0) <= most and all(abs(k - l0) > NEAR * k for k in ks):
+            ks = sorted({*ks, round(l0)})
+    return tuple(ks)
+
+
+def _own_l0s(
+    ruled: Sequence[Dictionary | classical.Baseline], store: ActivationSource, chunk_rows: int, *, progress: bool
+) -> list[float]:
+    """Mean number of active latents per row of each, by its own rule."""
+    if not ruled:
+        return []
+    active = [0] * len(ruled)
+    with progress_bar(len(store), "rows", "L0 of own rules", enabled=progress) as bar:
+        for part in chunks_of(store, chunk_rows):
+            for place, one in enumerate(ruled):
+                active[place] += int((one.encode(part.to(one.device)) != 0).sum())
+            bar.update(len(part))
+    return [count / len(store) for count in active]

@@ -20,7 +20,8 @@ from torch import Tensor
 from nb_sae.atomic import read_header, write_atomically, write_json
 from nb_sae.errors import ConfigError, FormatError, PathExistsError, ShapeError, StoreError
 from nb_sae.sae.config import BUDGETED, Sparsity
-from nb_sae.sae.model import decode_sparse, nested_decode
+from nb_sae.sae.decoder import LinearDecoder
+from nb_sae.sae.model import nested_decode
 from nb_sae.sae.residual import residual_encode
 from nb_sae.sae.sparsity import to_dense, top_k
 from nb_sae.types import ActivationSource
@@ -35,7 +36,7 @@ SCALE_TOLERANCE = 4.0
 """Rows whose mean square distance differs by more than this factor from the training rows are of another scale."""
 
 
-class Dictionary:
+class Dictionary(LinearDecoder):
     """Latents of one site, in model units: `encode` takes rows as the model gives them, `decode` gives such rows back.
 
     The training scale is folded into the weights, so it is applied in no other place. `W_dec` of what was trained here
@@ -134,24 +135,14 @@ class Dictionary:
         return self.W_enc.shape[0]
 
     @property
-    def d_out(self) -> int:
-        """Width of a reconstruction: `d_in`, except for a transcoder."""
-        return self.W_dec.shape[1]
-
-    @property
-    def d_sae(self) -> int:
-        """Number of latents."""
-        return self.W_dec.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.W_dec.device
+    def sets_k(self) -> bool:
+        """Whether the trained rule sets how many latents of a row are active: a top-k, no threshold, gate or ReLU."""
+        return self.sparsity == "top_k" and self.budgets is not None
 
     @property
     def rank_budgets(self) -> tuple[int, ...]:
         """Budgets that a row's latents, sorted by strength, fall into: those of a top-k rule, else all of `d_sae`."""
-        return self.budgets if self.budgets is not None and self.sparsity == "top_k" else (self.d_sae,)
+        return self.budgets if self.sets_k and self.budgets else (self.d_sae,)
 
     def scale_at(self, k: int) -> float:
         """What latents are multiplied by when k of them are kept: learned for each budget, 1 for the largest.
@@ -203,8 +194,8 @@ class Dictionary:
         pre = torch.addmm(self.b_enc - self.b_dec @ self.W_enc if self.pre_bias else self.b_enc, x, self.W_enc)
         if self.sparsity == "gated" and self.r_mag is not None and self.b_mag is not None:
             pre = ((pre - self.b_enc) * self.r_mag.exp() + self.b_mag) * (pre > 0)
-        if k is None and self.sparsity == "top_k" and self.budgets is not None:
-            k = self.budgets[-1]
+        if k is None and self.sets_k:
+            k = self.rank_budgets[-1]
         if self.residual and k is not None:
             values, indices = self._rounds(x, k)
             return (values, indices) if sparse else to_dense(values, indices, self.d_sae)
@@ -212,24 +203,10 @@ class Dictionary:
             latents = pre.relu() if self.threshold is None else pre * (pre > self.threshold)
             if not sparse:
                 return latents
-            pre, k = latents, max(1, int((latents > 0).sum(-1).max())) if len(latents) else 1
+            return top_k(latents, max(1, int((latents > 0).sum(-1).max())) if len(latents) else 1)
         values, indices = top_k(pre, k)
         values = values * self.scale_at(k)
         return (values, indices) if sparse else to_dense(values, indices, self.d_sae)
-
-    @torch.no_grad()
-    def decode(
-        self, latents: Float[Tensor, "rows d_sae"] | tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]
-    ) -> Float[Tensor, "rows d_in"]:
-        """Rows in model units from latents, dense or as `(values, latent numbers)`.
-
-        With `row_norm` the rows come out normalised: the norm of a row is not in its latents; see `reconstruct`.
-        """
-        if isinstance(latents, tuple):
-            return self.b_dec + decode_sparse(*latents, self.W_dec)
-        if latents.ndim != 2 or latents.shape[1] != self.d_sae:
-            raise ShapeError(f"Latents of shape {tuple(latents.shape)} were given; expected (rows, {self.d_sae}).")
-        return torch.addmm(self.b_dec, latents.to(self.device, torch.float32), self.W_dec)
 
     @torch.no_grad()
     def decode_levels(
@@ -256,6 +233,15 @@ class Dictionary:
         """x̂ of rows in model units: `decode(encode(x, k))`, with the normalisation of each row undone."""
         _, shift, scale = self._normalise(x.to(self.device, torch.float32))
         return self.decode(self.encode(x, k, sparse=True)) * scale + shift
+
+    @torch.no_grad()
+    def reconstruct_levels(
+        self, x: Float[Tensor, "rows d_in"]
+    ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"], list[Float[Tensor, "rows d_out"]]]:
+        """Latents of the trained rule, `(values, latent numbers)`, and x̂ at each of `rank_budgets`, in model units."""
+        values, indices = self.encode(x, sparse=True)
+        _, shift, scale = self._normalise(x.to(self.device, torch.float32))
+        return values, indices, [x_hat * scale + shift for x_hat in self.decode_levels(values, indices)]
 
     def _rounds(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if not 1 <= k <= self.d_sae:
@@ -357,6 +343,32 @@ class Dictionary:
             mean=tensors.get("mean"),
             **{name: _tupled(header[name]) for name in _ABOUT if name in header},
         )
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: Any,  # noqa: A002 (the users' word)
+        k: int | None = None,
+        overwrite: bool = False,
+    ) -> Path:
+        """Write it for another library; `ns.export_dictionary` says which formats there are and what each can hold."""
+        from nb_sae import export_dictionary  # formats know dictionaries, not the other way round
+
+        return export_dictionary(self, path, format=format, k=k, overwrite=overwrite)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publish it on the Hugging Face Hub; options are those of `ns.push_to_hub`. Read it: `from_pretrained`."""
+        from nb_sae import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
+
+    @staticmethod
+    def from_pretrained(source: str | os.PathLike[str], **options: Any) -> Dictionary:
+        """Read `owner/name` from the Hugging Face Hub, or a folder in any known format: `ns.load_dictionary`."""
+        from nb_sae import load_dictionary
+
+        return load_dictionary(source, **options)
 
     def _about(self) -> dict[str, Any]:
         return {"mean": self.mean, **{name: getattr(self, name) for name in _ABOUT}}

@@ -131,6 +131,7 @@ class FeatureDashboard(Dashboard):
             "rows": int(analysis.rows),
             "d_sae": self.d_sae,
             "budgets": [int(k) for k in analysis.budgets],
+            "widths": [int(width) for width in analysis.widths],
             "rule": rule,
             "dropped": cards.dropped,
         }
@@ -169,7 +170,7 @@ class FeatureDashboard(Dashboard):
 
 
 def _check_analysis(analysis: Any) -> None:
-    needed = ("latents", "examples", "inputs", "site", "modality", "rows", "d_sae", "budgets", "title")
+    needed = ("latents", "examples", "inputs", "site", "modality", "rows", "d_sae", "budgets", "widths", "title")
     missing = [name for name in needed if not hasattr(analysis, name)]
     if missing:
         raise WidgetError(

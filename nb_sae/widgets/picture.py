@@ -141,6 +141,16 @@ def _font(size: float, bold: bool) -> Any:
         return ImageFont.load_default(size)
 
 
+def level_of(analysis: Any, facts: dict[str, Any]) -> tuple[str, str]:
+    """A latent's level, and what it is in: a nested width, a budget, or nothing where nothing is nested."""
+    level = int(facts["level"])
+    if analysis.widths:
+        return str(level), f"first {analysis.widths[level]:,} latents"
+    if level < len(analysis.budgets):
+        return str(level), f"budget k = {analysis.budgets[level]:,}"
+    return "–", "not nested"
+
+
 def _draw_facts(canvas: _Canvas, analysis: Any, facts: dict[str, Any], name: str | None) -> None:
     site = visible_text(analysis.site.name)
     room = WIDTH - 2 * _MARGIN
@@ -150,13 +160,12 @@ def _draw_facts(canvas: _Canvas, analysis: Any, facts: dict[str, Any], name: str
     used = canvas.text((_MARGIN, 33), f"Latent {facts['latent']}", size=18, bold=True)
     if name:
         canvas.text((_MARGIN + used + 14, 33), name, size=18, bold=True, fill=_BRAND, width=room - used - 14)
-    level = int(facts["level"])
-    budget = f"  (budget k = {analysis.budgets[level]:,})" if level < len(analysis.budgets) else ""
+    level, nested = level_of(analysis, facts)
     columns = [
         ("Density", f"{sig3(facts['density'] * 100)} %", f"{facts['active_rows']:,} of {analysis.rows:,} rows"),
         ("Largest", sig3(facts["max"]), "activation"),
         ("Mean", sig3(facts["mean"]), "where active"),
-        ("Level", f"{level}{budget}", ""),
+        ("Level", level, nested),
     ]
     if facts["dead"]:
         columns = [columns[0], ("State", "dead", "never active")]

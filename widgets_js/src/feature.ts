@@ -38,7 +38,7 @@ export default dashboard((model, el, life) => {
   });
   const panel: Panel = { about, latents, state, source: source(model, rpc, life) };
   const root = h("div", {
-    class: "nbs-feature",
+    class: "nbs-dash nbs-feature",
     "data-lm-suppress-shortcuts": "true",
     role: "region",
     "aria-label": "Feature dashboard",

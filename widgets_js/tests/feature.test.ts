@@ -14,9 +14,16 @@ const opened: (() => void)[] = [];
 
 type Fixture = typeof patches | typeof text;
 
-function open(fixture: Fixture, { kernel = false, host }: { kernel?: boolean; host?: object } = {}) {
+interface Setting {
+  kernel?: boolean;
+  host?: object;
+  about?: object;
+}
+
+function open(fixture: Fixture, { kernel = false, host, about }: Setting = {}) {
   const binary = fixture.binary as string[];
   const state: Record<string, unknown> = { ...fixture.state, latent: 0 };
+  state.about = { ...fixture.state.about, ...about };
   for (const name of binary) state[name] = unaligned(bytes(state[name] as string));
   const model = new FakeModel(state);
   const el = document.createElement("div");
@@ -237,6 +244,16 @@ describe("the host", () => {
 });
 
 describe("a text", () => {
+  it.each([
+    [{}, "budget k = "],
+    [{ widths: [4, 8, 12, 24] }, "latents"],
+    [{ budgets: [] }, "not nested"],
+  ])("says what the level is in: %j", (about, words) => {
+    const { find } = open(patches, { about });
+    expect(find(".nbs-facts > :last-child")?.textContent).toMatch(/^Level/);
+    expect(find(".nbs-facts > :last-child")?.textContent).toContain(words);
+  });
+
   it("marks the peak, and says values under the cursor that arrows move", () => {
     const { el, find, press } = open(text);
     const line = el.querySelector<HTMLElement>(".nbs-tokens");

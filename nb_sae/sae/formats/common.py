@@ -294,7 +294,7 @@ def rule_for(dictionary: Dictionary, k: int | None, allowed: Sequence[str], name
 
 def refuse(dictionary: Dictionary, name: str, *, transcoder: bool = True, row_norm: bool = True) -> None:
     """Refuse what a format cannot hold (each True says that it cannot)."""
-    if transcoder and (dictionary.d_in != dictionary.d_out or dictionary.target is not None):
+    if transcoder and dictionary.is_transcoder:
         raise ConfigError(f"{name} has no transcoders. Write this one with format='saelens' or 'nb_sae'.")
     if row_norm and dictionary.row_norm is not None:
         raise ConfigError(

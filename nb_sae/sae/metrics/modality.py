@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nb_sae.errors import ConfigError, ShapeError
 from nb_sae.sae.metrics.recovery import RECOVERY, Meter
-from nb_sae.sae.metrics.rows import Rows, chunks_of, rows_at_a_time
+from nb_sae.sae.metrics.rows import Rows, check_same_site, chunks_of, rows_at_a_time
 
 if TYPE_CHECKING:
     from nb_sae.sae.dictionary import Dictionary
@@ -53,7 +53,7 @@ def cross_modal(
         read, so 1 is what their mean alone gives, whatever the centring.
 
     Raises:
-        ConfigError: a dictionary that does not know the mean of its training rows, or nothing to compare.
+        ConfigError: a dictionary that does not know the mean of its training rows, a transcoder, or nothing given.
         ShapeError: rows of another width.
 
     Source:
@@ -62,6 +62,7 @@ def cross_modal(
     if not dictionaries or not rows:
         raise ConfigError("Nothing to compare. Give at least one dictionary and one set of rows, by name.")
     for name, dictionary in dictionaries.items():
+        check_same_site(dictionary)
         if dictionary.mean is None or not dictionary.mean_square_distance:
             raise ConfigError(
                 f"The dictionary {name!r} does not know the mean and scale of the rows it was trained on, so rows "
@@ -100,7 +101,7 @@ class _CentredMeters:
 
     def add(self, rows: Tensor) -> None:
         for meter in self._meters.values():
-            meter.add(rows)
+            meter.add(rows, rows)
 
     def lines(self) -> list[dict[str, float | str | None]]:
         return [{"centring": name, **line} for name, meter in self._meters.items() for line in meter.lines()]
@@ -108,6 +109,8 @@ class _CentredMeters:
 
 class _Moved:
     """A dictionary in front of which rows are moved from their mean to the training mean, and scaled."""
+
+    is_transcoder = False
 
     def __init__(self, dictionary: Dictionary, mean: Tensor, trained: Tensor, scale: float) -> None:
         self.dictionary = dictionary

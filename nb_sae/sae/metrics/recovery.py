@@ -10,7 +10,15 @@ from torch import Tensor
 
 from nb_sae.errors import ShapeError
 from nb_sae.sae.metrics.reconstruction import RunningQuality
-from nb_sae.sae.metrics.rows import Coder, Rows, check_ks, check_same_site, chunks_of, decode_at, rows_at_a_time
+from nb_sae.sae.metrics.rows import (
+    Coder,
+    Rows,
+    check_ks,
+    chunks_with_targets,
+    decode_at,
+    rows_at_a_time,
+    targets_of,
+)
 
 RECOVERY = pl.Schema(
     {
@@ -31,7 +39,8 @@ def recovery_curve(
 
     Args:
         dictionary: A dictionary or a classical baseline.
-        rows: `(rows, d_in)` or a store; its length costs no memory.
+        rows: `(rows, d_in)` or a store; its length costs no memory. A transcoder takes `ns.pair(x, y)`, and everything
+            is then said about y.
         ks: Ascending. None: powers of two up to `d_sae`, and `d_sae` itself (every positive latent).
         chunk_rows: Rows encoded at a time; None: what fits.
 
@@ -42,13 +51,15 @@ def recovery_curve(
         ConfigError: ks out of range or not ascending.
         ShapeError: no rows, or of another width.
         NonFiniteError: NaN or infinity in the rows.
+        StoreError: a transcoder without the rows that it should write.
 
     Source:
         "Progressive recovery" of Zaigrajew et al. 2025, arXiv:2502.20578. Its FVU is a mean of per-row ratios.
     """
     meter = Meter(dictionary, default_ks(dictionary.d_sae) if ks is None else ks)
-    for part in chunks_of(rows, rows_at_a_time(chunk_rows, dictionary)):
-        meter.add(part)
+    targets = targets_of(dictionary, rows)
+    for part, target in chunks_with_targets(rows, targets, rows_at_a_time(chunk_rows, dictionary)):
+        meter.add(part, target)
     return pl.DataFrame(meter.lines(), schema=RECOVERY)
 
 
@@ -62,7 +73,6 @@ class Meter:
     """What one dictionary makes of rows that come in chunks, at each k and, if asked, at its own trained rule."""
 
     def __init__(self, coder: Coder, ks: Sequence[int], *, own_rule: bool = False) -> None:
-        check_same_site(coder)
         self.coder = coder
         self.ks = check_ks(ks, coder.d_sae)
         self.own_rule = own_rule
@@ -71,8 +81,8 @@ class Meter:
         self._used = torch.zeros(levels, coder.d_sae, dtype=torch.bool, device=coder.device)
 
     @torch.no_grad()
-    def add(self, rows: Tensor) -> None:
-        """One chunk `(rows, d_in)`.
+    def add(self, rows: Tensor, targets: Tensor) -> None:
+        """One chunk `(rows, d_in)` with what its reconstructions should be: the rows themselves but for a transcoder.
 
         Raises:
             ShapeError: another width.
@@ -92,7 +102,7 @@ class Meter:
             x_hats.append(self.coder.reconstruct(x) if whole else self.coder.decode(latents))  # pyright: ignore
             counts.append((latents != 0).sum(-1))
             self._used[-1] |= (latents != 0).any(0)
-        self._quality.add(x, x_hats, counts)
+        self._quality.add(targets.to(self.coder.device), x_hats, counts)
 
     def lines(self) -> list[dict[str, float | None]]:
         """One line per k with the columns of `RECOVERY`; the own rule is the last one, with k None."""

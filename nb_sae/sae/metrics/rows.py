@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
 
-from nb_sae.errors import ConfigError, NonFiniteError, ShapeError
+from nb_sae.errors import ConfigError, NonFiniteError, ShapeError, StoreError
 from nb_sae.sae.model import nested_decode
 from nb_sae.types import ActivationSource
 
@@ -34,6 +34,11 @@ class Coder(Protocol):
     @property
     def d_sae(self) -> int:
         """Number of latents."""
+        ...
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether its reconstructions are of other rows than it reads."""
         ...
 
     @property
@@ -107,10 +112,62 @@ def decode_at(coder: Coder, x: Tensor, values: Tensor, indices: Tensor, ks: Sequ
 
 
 def check_same_site(coder: Coder) -> None:
-    """Refuse a transcoder: its reconstructions are of other rows than it reads. Raises `ConfigError`."""
-    target = getattr(coder, "target", None)
-    if target is not None or coder.W_dec.shape[1] != coder.d_in:
+    """Refuse a transcoder where x̂ is compared with what was read. Raises `ConfigError`."""
+    if coder.is_transcoder:
         raise ConfigError(
-            f"This is a transcoder (width {coder.d_in} to {coder.W_dec.shape[1]}, target {target!r}): it does not "
-            "reconstruct the rows that it reads. Measure it with fvu(y, transcoder.reconstruct(x))."
+            f"This is a transcoder {_sites(coder)}: it does not reconstruct the rows that it reads. Measure it with "
+            "recovery_curve or compare on ns.pair(x, y), or with fvu(y, transcoder.reconstruct(x))."
         )
+
+
+@overload
+def targets_of(coder: Coder, rows: ActivationSource) -> ActivationSource: ...
+
+
+@overload
+def targets_of(coder: Coder, rows: Rows) -> Rows: ...
+
+
+def targets_of(coder: Coder, rows: Rows) -> Rows:
+    """What reconstructions of `rows` are compared with: the rows themselves, or for a transcoder those of its target.
+
+    Raises:
+        StoreError: a transcoder, and the rows are no pair, or a pair with another target.
+    """
+    if not coder.is_transcoder:
+        return rows
+    target: ActivationSource | None = getattr(rows, "target", None)
+    if target is None:
+        raise StoreError(
+            f"This is a transcoder {_sites(coder)}, and what it should write was not given. Give the rows of both "
+            "sites: ns.pair(x, y)."
+        )
+    known = getattr(coder, "target", None)
+    if target.d_in != coder.W_dec.shape[1] or known not in (None, target.site.name):
+        raise StoreError(
+            f"This is a transcoder {_sites(coder)}; the pair's second side is {target.site.name!r} of width "
+            f"{target.d_in}. Give ns.pair(x, y) with the rows that it was trained to write."
+        )
+    return target
+
+
+def chunks_with_targets(rows: Rows, targets: Rows, chunk_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows in order, a chunk at a time, each with the rows of `targets` (from `targets_of`) that belong to it.
+
+    Raises:
+        ShapeError: see `chunks_of`.
+        NonFiniteError: names the first row that holds NaN or infinity, on either side.
+    """
+    first = 0
+    for part in chunks_of(rows, chunk_rows):
+        beside = part
+        if targets is not rows:
+            beside = targets[first : first + len(part)]
+            check_finite(beside, first=first, what="target's rows")
+        yield part, beside
+        first += len(part)
+
+
+def _sites(coder: Coder) -> str:
+    reads, writes = getattr(coder, "site", None), getattr(coder, "target", None)
+    return f"(reads {reads!r}, width {coder.d_in}; writes {writes!r}, width {coder.W_dec.shape[1]})"

@@ -6,7 +6,7 @@ import { count, percent, sig3, visible } from "../core/format";
 import { examplesPanel } from "./examples";
 import { histogramPanel } from "./histogram";
 import type { Panel, Readout } from "./shared";
-import type { Card } from "./tables";
+import type { About, Card } from "./tables";
 
 const WAIT_WORDS_MS = 300;
 const BUSY_WORDS_MS = 2_000;
@@ -106,8 +106,6 @@ function drawHead(head: HTMLElement, { about, latents }: Panel, latent: number):
   if (name) title.append(" ", bdi(visible(name), "nbs-name"));
   const dead = Boolean(latents.dead[latent]);
   if (dead) title.append(" ", h("span", { class: "nbs-badge" }, "dead"));
-  const level = latents.level[latent] ?? 0;
-  const k = about.budgets[level];
   const rows = latents.active_rows[latent] ?? 0;
   const facts = h(
     "div",
@@ -115,9 +113,17 @@ function drawHead(head: HTMLElement, { about, latents }: Panel, latent: number):
     fact("Density", percent(latents.density[latent] ?? 0), `${count(rows)} of ${count(about.rows)} rows`),
     fact("Largest", dead ? "–" : sig3(latents.max[latent] ?? 0), "activation"),
     fact("Mean", dead ? "–" : sig3(latents.mean[latent] ?? 0), "where active"),
-    fact("Level", dead ? "–" : String(level), k === undefined || dead ? "" : `budget k = ${count(k)}`),
+    dead ? fact("Level", "–", "") : levelFact(about, latents.level[latent] ?? 0),
   );
   head.replaceChildren(title, facts);
+}
+
+/** What a level is in: a nested width, a budget, or nothing where the dictionary is not nested. */
+function levelFact(about: About, level: number): HTMLElement {
+  const width = about.widths[level];
+  if (width !== undefined) return fact("Level", String(level), `first ${count(width)} latents`);
+  const k = about.budgets[level];
+  return k === undefined ? fact("Level", "–", "not nested") : fact("Level", String(level), `budget k = ${count(k)}`);
 }
 
 /** Plain elements: hosts style definition lists in ways of their own. */

@@ -13,6 +13,7 @@ export interface About {
   rows: number;
   d_sae: number;
   budgets: number[];
+  widths: number[];
   rule: string;
 }
 
