@@ -72,6 +72,11 @@ def free_bytes(device: torch.device) -> int | None:
     return free
 
 
+def reading_waits(device: torch.device) -> bool:
+    """Whether looking at a number waits for the device: everywhere but in main memory."""
+    return device.type != "cpu"
+
+
 def readable_bytes(size: float) -> str:
     """A size for a reader."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 from sessions import CONFIGS, WIDTH, rows, start
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nb_sae as ns
 from nb_sae import machine
@@ -22,27 +26,142 @@ def source() -> ns.ActivationStore:
 
 # --- nothing waits for the device ---
 
+STEPS = {
+    **CONFIGS,
+    "rounds": ns.SAEConfig.msae(d_sae=32, budgets=(2, 4, 6), residual=True),
+    "scaled levels": ns.SAEConfig.msae(d_sae=32, budgets=(2, 4), residual=False, scale_levels=True, loss="nmse"),
+    "budgets of a batch": ns.SAEConfig.batch_topk((2, 4), d_sae=32, widths=(8, 32)),
+    "relu of widths": ns.SAEConfig.relu(d_sae=32, widths=(8, 32)),
+}
+PLAN = ns.TrainConfig(
+    rows=6400, batch_rows=32, grad_clip=1.0, ema_decay=0.9, project_gradient=True, dead_after_rows=64, log_every=100
+)
+LOOKS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::masked_select"}
+"""Operators whose result depends on values and so waits for them, where they are not in main memory."""
 
-@pytest.mark.parametrize("name", CONFIGS)
+
+class NoWaitingCopies(TorchDispatchMode):
+    """Refuse copies from main memory to the device "meta" that would wait for a GPU; reading from it raises anyway."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func.overloadpacket._qualified_op_name
+        if name == "aten::lift_fresh":  # a tensor made of Python's numbers, there
+            assert args[0].device.type == "cpu", "numbers are copied to the device, which waits for it"
+        if name in ("aten::_to_copy", "aten::copy_"):
+            devices = {one.device.type for one in args if isinstance(one, torch.Tensor)}
+            devices |= {torch.device(kwargs["device"]).type} if kwargs.get("device") is not None else set()
+            waits = len(devices) > 1 and not kwargs.get("non_blocking") and args[-1] is not True
+            assert not waits, "a copy between devices waits for them"
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", STEPS)
 def test_a_step_on_a_gpu_never_waits_for_it(name, monkeypatch):
     """Tensors of the device "meta" have no values, so whatever would wait for one raises; it takes the GPU's path."""
     monkeypatch.setattr(optim, "has_fused_adam", lambda device: True)
     monkeypatch.setattr(optim, "compute_dtype", lambda *args: torch.bfloat16)
     device = torch.device("meta")
-    plan = ns.TrainConfig(rows=640, batch_rows=32, grad_clip=1.0, ema_decay=0.9, project_gradient=True)
-    state = TrainingState(CONFIGS[name], plan, WIDTH, device=device)
+    state = TrainingState(STEPS[name].resolve(WIDTH), PLAN.resolve(6400), WIDTH, device=device)
     assert state.optimizer.defaults["fused"]
     # No kernel of these two is made for "meta"; Adam's reads the mark of a failed step on the device.
     monkeypatch.setattr(state.optimizer, "step", lambda: None)
     monkeypatch.setattr(torch, "autocast", lambda *args, **others: nullcontext())
     x = torch.empty(32, WIDTH, device=device)
-    for step in range(2):
-        result = state.backward(x, x, step)
-        state.apply(step)
+    with NoWaitingCopies():
+        for step in range(2):
+            result = state.backward(x, x, step)
+            state.apply(step)
     numbers = torch.cat([torch.stack([result.loss, result.variance]), result.errors, state.dead.float()])
     assert numbers.device == device
     with pytest.raises(RuntimeError, match="meta"):
         bool(state.failed_step >= 0)  # what the test forbids does raise
+    for copies in (lambda: x.new_tensor([1.0]), lambda: torch.ones(3).to(device)):
+        with pytest.raises(AssertionError, match="waits for"), NoWaitingCopies():
+            copies()
+
+
+def looked(session: ns.Session, batches, monkeypatch) -> set[str]:
+    """Operators of these steps that look at values; Python's own ways to look raise."""
+
+    def refuse(*args, **others):
+        raise AssertionError("a tensor is brought to Python")
+
+    with monkeypatch.context() as patch, profile(activities=[ProfilerActivity.CPU]) as seen:
+        for way in ("numpy", "cpu", "tolist", "item", "__array__", "__bool__", "__float__", "__int__"):
+            patch.setattr(torch.Tensor, way, refuse)
+        for place, batch in batches:
+            session.take_step(batch, place, last=-1)
+    events = seen.events() or []
+    assert any(event.name == "aten::addmm" for event in events), "the profiler saw nothing"
+    return {event.name for event in events if event.name in LOOKS and not within(event, "aten::_fused_adam_")}
+
+
+def within(event, name: str) -> bool:
+    """Whether an operator was called by another. Adam's kernel for CPUs reads its count of steps, CUDA's does not."""
+    parent = event.cpu_parent
+    return parent is not None and (parent.name == name or within(parent, name))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_profiled_step_of_the_generic_path_looks_at_no_value(name, monkeypatch):
+    """float64 takes on a CPU the path that every device has; looks that cost nothing there are switched off."""
+    for module in ("nested", "step"):
+        monkeypatch.setattr(f"nb_sae.sae.{module}.reading_waits", lambda device: True)
+    source = ns.ActivationStore.from_tensor(rows())
+    session = start(source, STEPS[name], replace(PLAN, dtype="float64")).run(steps=4, progress=False)
+    session._state.silent_rows[:, ::2] = 1e9  # half of them are dead: the auxiliary loss is at work
+    batches = list(islice(session.batches(), 4))
+    with session.under_way():
+        assert looked(session, batches, monkeypatch) == set()
+    assert session.step == 8
+
+
+@pytest.mark.parametrize(
+    ("look", "found"),
+    [
+        (torch.nonzero, "aten::nonzero"),
+        (lambda batch: batch[batch > 0], "aten::nonzero"),
+        (lambda batch: torch.ops.aten.item(batch.sum()), "aten::item"),
+        (float, "a tensor is brought to Python"),
+    ],
+)
+def test_the_profiled_test_sees_what_it_forbids(look, found, monkeypatch):
+    for module in ("nested", "step"):
+        monkeypatch.setattr(f"nb_sae.sae.{module}.reading_waits", lambda device: True)
+    session = start(ns.ActivationStore.from_tensor(rows()), train=replace(PLAN, dtype="float64"))
+    session.run(steps=4, progress=False)
+    real = session._state.apply
+    monkeypatch.setattr(session._state, "apply", lambda step: (look(session._state.silent_rows), real(step)))
+    batches = list(islice(session.batches(), 1))
+    with session.under_way():
+        if found.startswith("aten"):
+            assert found in looked(session, batches, monkeypatch)
+        else:
+            with pytest.raises(AssertionError, match=found):
+                looked(session, batches, monkeypatch)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("d_sae", [32, 4096])  # dense products; gathers
+@pytest.mark.parametrize("name", STEPS)
+def test_cuda_itself_sees_no_step_that_waits(name, d_sae):
+    config = STEPS[name]
+    widths = config.widths and (d_sae // 4, d_sae)
+    source = ns.ActivationStore.from_tensor(rows())
+    session = ns.Session(source, replace(config, d_sae=d_sae, widths=widths), PLAN, device="cuda", progress=False)
+    session.run(steps=4, progress=False)
+    session._state.silent_rows[:, ::2] = 1e9
+    batches = list(islice(session.batches(), 4))
+    with session.under_way():
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for place, batch in batches:
+                session.take_step(batch, place, last=-1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert session.step == 8
 
 
 # --- devices ---

@@ -51,8 +51,8 @@ def dense_loss(
         per_row = residual.square().mean(-1)
         errors.append(per_row.detach().mean())
         losses.append((per_row if row_weights is None else per_row * row_weights).mean())
-    stacked = torch.stack(losses)
-    loss = (stacked * stacked.new_tensor(list(level_weights))).sum()
+    # Numbers of Python enter a product for nothing; a tensor made of them on a GPU would wait for it.
+    loss = torch.stack([weight * one for weight, one in zip(level_weights, losses, strict=True)]).sum()
     return Reconstruction(loss, torch.stack(errors), residual.detach())
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nb_sae.machine import reading_waits
 from nb_sae.sae.kernels.cpu import able, cpu
 from nb_sae.sae.kernels.dense import dense
 from nb_sae.sae.kernels.gpu import gpu, pays
@@ -110,7 +111,7 @@ def _way(pre: Tensor, plan: Plan, first: Tensor | None) -> Callable[..., Compute
 
 def scaled(grad: Tensor, scale: Tensor) -> Tensor:
     """A gradient times a scalar, in place. On a CPU looking at the factor costs nothing, and it is nearly always 1."""
-    return grad if scale.device.type == "cpu" and scale.item() == 1 else grad.mul_(scale)
+    return grad if not reading_waits(scale.device) and scale.item() == 1 else grad.mul_(scale)
 
 
 class _Nested(torch.autograd.Function):

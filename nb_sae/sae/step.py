@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError, FormatError
+from nb_sae.machine import reading_waits
 from nb_sae.sae import losses, optim, sharded, whole_batch
 from nb_sae.sae.config import BUDGETED, SAEConfig
 from nb_sae.sae.dead import count_silence, dead_latent_loss, resample
@@ -376,7 +377,7 @@ class TrainingState:
             aux = sharded.dead_latent_loss(residual, pre, W_dec, dead, k_aux, group=self.group)
             return self.train.aux_weight * aux
         # On a CPU asking costs nothing; on a GPU it would wait for the device, so the loss is 0 there instead.
-        if not self.train.aux_weight or (self.device.type == "cpu" and not bool(dead.any())):
+        if not self.train.aux_weight or (not reading_waits(self.device) and not bool(dead.any())):
             return 0.0
         W_dec = self.sae.W_dec
         k_aux = min(max(1, W_dec.shape[1] // 2), self.config.d_sae or 1)
