@@ -26,7 +26,7 @@ from nb_sae import __version__
 Level = Literal["ok", "note", "problem"]
 
 _MARKS: dict[Level, str] = {"ok": "✓", "note": "·", "problem": "✗"}
-_SCRIPTS = ("feature.js", "feature.css", "report.js")
+_SCRIPTS = ("feature.js", "feature.css", "concept.js", "concept.css", "report.js")
 _LITTLE_DISK_GB, _NO_DISK_GB = 5.0, 1.0
 _SHOWN_PACKAGES = ("numpy", "polars", "transformers", "safetensors", "nbclient", "ipykernel")
 

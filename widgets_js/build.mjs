@@ -1,6 +1,6 @@
 // Bundles every dashboard into one self-contained file and holds it to a byte budget.
 //
-//   node build.mjs           writes ../nb_sae/widgets/static/{feature.js,feature.css,report.js}
+//   node build.mjs           writes {feature,concept,…}.{js,css} and report.js into ../nb_sae/widgets/static
 //   node build.mjs --watch   rebuilds on every change
 
 import { mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
@@ -11,10 +11,15 @@ import * as esbuild from "esbuild";
 const here = dirname(fileURLToPath(import.meta.url));
 const target = join(here, "..", "nb_sae", "widgets", "static");
 
+/** Every dashboard: `src/<name>.ts` and `src/<name>.css`, which begins with `base.css`. */
+const dashboards = ["feature", "concept"];
+
 /** What is built, how, and how large it may become (bytes, minified, not compressed). */
 const outputs = [
-  { entry: "src/feature.ts", file: "feature.js", format: "esm", budget: 60_000 },
-  { entry: "src/feature.css", file: "feature.css", target: "chrome123", budget: 8_000 },
+  ...dashboards.flatMap((name) => [
+    { entry: `src/${name}.ts`, file: `${name}.js`, format: "esm", budget: 60_000 },
+    { entry: `src/${name}.css`, file: `${name}.css`, target: "chrome123", budget: 8_000 },
+  ]),
   { entry: "src/report.ts", file: "report.js", format: "iife", budget: 20_000 },
 ];
 
