@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nb_sae.errors import ConfigError, InputError, InputNotFoundError, ShapeError, closest
 from nb_sae.hooks import hook_points, run_to
-from nb_sae.models.sites import SiteTable, choose_device, fingerprint, module_device
+from nb_sae.models.sites import SiteTable, check_movable, choose_device, fingerprint, module_device
 from nb_sae.models.tokens import PADDING, check_vocabulary, token_strings, window_preprocessor
 from nb_sae.types import Modality, Prepared, Site
 
@@ -55,6 +55,7 @@ def load_lm(
         InputNotFoundError: Missing folder, or no network to download from.
     """
     if isinstance(model, nn.Module):
+        check_movable(model, device=device, dtype=dtype)
         module = model if device is None else model.to(torch.device(device))
         module = module if dtype is None else module.to(_dtype(dtype))
         found = _tokenizer(tokenizer) if tokenizer is not None else getattr(module, "tokenizer", None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nb_sae.errors import ConfigError, HookError, closest
 from nb_sae.hook_rows import Probed
@@ -20,7 +21,7 @@ PROBE_BATCHES = (2, 3)
 _MOST_PREFIX_TOKENS = 16
 _SAMPLED_VALUES = 256
 
-Forward = Callable[[int], tuple[Callable[[torch.Tensor], Any], torch.Tensor]]
+Forward = Callable[[int], tuple[Callable[[Tensor], Any], Tensor]]
 """Batch size → the forward call of a tower, and a batch to probe it with."""
 
 
@@ -106,12 +107,15 @@ def fingerprint(module: nn.Module) -> str:
 
     Cheap on purpose: 256 values of each tensor. Any training step changes it; an edit of a few single weights may not.
     The same on every device; another precision of the same weights is another revision.
+
+    Raises:
+        ConfigError: weights are on the device "meta", and nothing says where their values are.
     """
     tensors = sorted({**dict(module.named_parameters()), **dict(module.named_buffers())}.items())
     digest, samples = hashlib.sha256(), []
     for name, tensor in tensors:
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-        flat = tensor.detach().reshape(-1)
+        flat = (_put_aside(module, name) if tensor.is_meta else tensor).detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLED_VALUES)
         samples.append(flat[::step][:_SAMPLED_VALUES].to("cpu", torch.float32))
     if samples:
@@ -129,9 +133,44 @@ def choose_device(device: Any) -> torch.device:
 
 
 def module_device(module: nn.Module) -> torch.device:
-    """Where the weights are; the CPU for a module without any."""
+    """Where inputs go: to the weights, or of a module spread by `device_map` where accelerate runs it first; the CPU
+    for a module without any weights.
+    """
+    runs_on = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if runs_on is not None:
+        return torch.device(runs_on)
     tensor = next(module.parameters(), None)
     return tensor.device if tensor is not None else torch.device("cpu")
+
+
+def check_movable(module: nn.Module, **given: Any) -> None:
+    """Refuse to move or convert a module that accelerate has spread.
+
+    Raises:
+        ConfigError: names what was given.
+    """
+    spread = getattr(module, "hf_device_map", None)
+    told = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+    if told and spread and len(set(spread.values())) > 1:
+        raise ConfigError(
+            f"{told}: the model is spread over {', '.join(sorted({str(one) for one in spread.values()}))} by its "
+            "device_map and stays as it is. Leave it out, or load the model without device_map."
+        )
+
+
+def _put_aside(module: nn.Module, name: str) -> Tensor:
+    """The values of a weight that accelerate keeps on the disk or in main memory until it is needed."""
+    owner, _, own_name = name.rpartition(".")
+    hook = getattr(module.get_submodule(owner), "_hf_hook", None)
+    for one in getattr(hook, "hooks", [hook]):
+        weights = getattr(one, "weights_map", None)
+        if weights is not None:
+            with suppress(KeyError):
+                return weights[own_name]
+    raise ConfigError(
+        f"The weight {name!r} is on the device 'meta' and has no values. Load the model with its weights, or spread it "
+        "by accelerate's dispatch_model."
+    )
 
 
 def _image_sites(seen: Mapping[str, Probed]) -> dict[str, Site]:
