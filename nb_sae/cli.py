@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _NOTEBOOKS = {
     "01": "01_interpret_clip.ipynb",
     "02": "02_interpret_language_model.ipynb",
-    "03": "03_train_and_compare.ipynb",
+    "03": "07_train_and_compare.ipynb",
 }
 _QUICK = {"N_INPUTS": 600, "TRAIN_ROWS": 60_000}
 """A first look: enough to see that everything works, too little to trust a latent."""

@@ -91,7 +91,7 @@ def test_the_two_tutorials_are_there():
     assert {path.name for path in notebooks()} >= {
         "01_interpret_clip.ipynb",
         "02_interpret_language_model.ipynb",
-        "03_train_and_compare.ipynb",
+        "07_train_and_compare.ipynb",
     }
 
 

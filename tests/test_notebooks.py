@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORT_LIMIT_BYTES = 6_000_000
 SMALLER = {"N_INPUTS": 1500, "TRAIN_ROWS": 300_000}
 """What the tests set in the notebooks' parameters cell; `make demo` runs the first one at its full size."""
-SMALLEST = {"03_train_and_compare": {"N_INPUTS": 600, "TRAIN_ROWS": 40_000}}
+SMALLEST = {"07_train_and_compare": {"N_INPUTS": 600, "TRAIN_ROWS": 40_000}}
 """It trains a dozen dictionaries."""
 
 
@@ -32,7 +32,7 @@ class Executed:
         return nbformat.read(self.page.with_suffix(".ipynb"), as_version=4)
 
 
-@pytest.fixture(scope="module", params=["01_interpret_clip", "02_interpret_language_model", "03_train_and_compare"])
+@pytest.fixture(scope="module", params=["01_interpret_clip", "02_interpret_language_model", "07_train_and_compare"])
 def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Executed:
     """The report of a tutorial; a cell that fails raises here."""
     folder = tmp_path_factory.mktemp(request.param)

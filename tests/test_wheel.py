@@ -19,7 +19,7 @@ pytestmark = pytest.mark.wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_LIMIT_BYTES = 20_000_000
-NOTEBOOKS = ("01_interpret_clip.ipynb", "02_interpret_language_model.ipynb", "03_train_and_compare.ipynb")
+NOTEBOOKS = ("01_interpret_clip.ipynb", "02_interpret_language_model.ipynb", "07_train_and_compare.ipynb")
 
 
 @dataclass(frozen=True)
