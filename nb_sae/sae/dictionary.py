@@ -21,6 +21,7 @@ from nb_sae.atomic import read_header, write_atomically, write_json
 from nb_sae.errors import ConfigError, FormatError, PathExistsError, ShapeError, StoreError
 from nb_sae.sae.config import BUDGETED, Sparsity
 from nb_sae.sae.decoder import LinearDecoder
+from nb_sae.sae.edits import Editable
 from nb_sae.sae.model import nested_decode
 from nb_sae.sae.residual import residual_encode
 from nb_sae.sae.sparsity import to_dense, top_k
@@ -36,7 +37,7 @@ SCALE_TOLERANCE = 4.0
 """Rows whose mean square distance differs by more than this factor from the training rows are of another scale."""
 
 
-class Dictionary(LinearDecoder):
+class Dictionary(LinearDecoder, Editable):
     """Latents of one site, in model units: `encode` takes rows as the model gives them, `decode` gives such rows back.
 
     The training scale is folded into the weights, so it is applied in no other place. `W_dec` of what was trained here
@@ -248,6 +249,10 @@ class Dictionary(LinearDecoder):
             raise ConfigError(f"k={k} is outside [1, d_sae={self.d_sae}]. Ask for fewer active latents per row.")
         weights = self.W_enc, self.b_enc, self.W_dec, self.b_dec
         return residual_encode(x, *weights, budgets=self.budgets or (k,), k=k)
+
+    def row_scale(self, x: Float[Tensor, "rows d_in"]) -> Tensor | float:
+        """What a step in latents is multiplied with in each row, `(rows, 1)`; 1 without `row_norm`."""
+        return self._normalise(x.to(self.device, torch.float32))[2]
 
     def _normalise(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:
         if self.row_norm == "layer_norm":
