@@ -179,12 +179,31 @@ def test_the_device_is_chosen_cuda_then_mps_then_cpu(monkeypatch):
         machine.choose_device("cuda")
 
 
-def test_a_gpu_without_bfloat16_computes_in_float32_and_says_so_if_asked(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-    t4 = torch.device("cuda")
-    assert optim.compute_dtype(ns.TrainConfig(), t4, 2**24) is torch.float32
-    with pytest.raises(ConfigError, match="does not compute in bfloat16"):
-        optim.compute_dtype(ns.TrainConfig(autocast="bfloat16"), t4, 2**24)
+@pytest.mark.parametrize(
+    ("device", "capability", "computes"),
+    [("cuda", (7, 5), torch.float32), ("cuda", (8, 0), torch.bfloat16), ("mps", None, torch.float32)],
+)
+def test_a_device_without_bfloat16_computes_in_float32_and_says_so(device, capability, computes, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    place, slow = torch.device(device), computes is torch.float32
+    assert optim.compute_dtype(ns.TrainConfig(), place, 64) is computes
+    note = optim.precision_note(ns.TrainConfig(), place)
+    assert note == (f"Products are made in float32: {device} does not compute in bfloat16." if slow else None)
+    assert optim.compute_dtype(ns.TrainConfig(autocast=None), place, 64) is torch.float32
+    assert optim.precision_note(ns.TrainConfig(autocast=None), place) is None, "it was asked for"
+    if slow:
+        with pytest.raises(ConfigError, match="does not compute in bfloat16"):
+            optim.compute_dtype(ns.TrainConfig(autocast="bfloat16"), place, 64)
+    else:
+        assert optim.compute_dtype(ns.TrainConfig(autocast="bfloat16"), place, 64) is torch.bfloat16
+
+
+def test_the_note_on_precision_follows_the_memory_budget(source, monkeypatch, capsys):
+    ns.Session(source, CONFIGS["top_k"], PLAN, device="cpu")
+    assert capsys.readouterr().out.count("\n") == 1, "a processor has no note"
+    monkeypatch.setattr(optim, "precision_note", lambda train, device: f"note on {device}")
+    ns.Session(source, CONFIGS["top_k"], PLAN, device="cpu")
+    assert capsys.readouterr().out.splitlines()[1:] == ["note on cpu"]
 
 
 def test_mps_refuses_float64_and_adam_falls_back_where_no_fused_kernel_is(monkeypatch, source):

@@ -38,6 +38,13 @@ def compute_dtype(train: TrainConfig, device: torch.device, numbers: int) -> tor
     return torch.bfloat16 if able and (device.type != "cpu" or numbers >= LARGE) else own
 
 
+def precision_note(train: TrainConfig, device: torch.device) -> str | None:
+    """What to tell of a GPU whose products are slower than a reader may expect; None where there is nothing to tell."""
+    if train.autocast != "auto" or train.dtype != "float32" or device.type == "cpu" or _computes_bfloat16(device):
+        return None
+    return f"Products are made in float32: {device} does not compute in bfloat16."
+
+
 def _computes_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":  # a T4 only emulates it, more slowly than float32
         return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -59,7 +59,7 @@ class Running:
         self._target_scale = origin.target_statistics and Scale.of(origin.target_statistics, self.device)
         optim.check_device(self.train, self.device)
         if show and self.group.is_main:
-            print(self.memory)
+            print(*filter(None, (self.memory, optim.precision_note(self.train, self.device))), sep="\n")
         self.memory.check()
         self._keeps = not bool(self.group.any(torch.tensor(not self.memory.kept, device=self.device)))
         with memory_errors(self.memory):
