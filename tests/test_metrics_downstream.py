@@ -10,7 +10,7 @@ import torch
 from metric_fakes import gaussian
 
 import nb_sae as ns
-from nb_sae.errors import ConfigError, ShapeError
+from nb_sae.errors import ConfigError, NonFiniteError, ShapeError
 from nb_sae.sae import metrics
 
 
@@ -51,6 +51,21 @@ def test_next_token_loss_leaves_out_padding_and_the_last_position():
         metrics.next_token_loss(logits[:, :1], ids[:, :1])
     with pytest.raises(ShapeError, match="expected"):
         metrics.next_token_loss(logits, ids[:, :3])
+
+
+def test_prediction_kl_equals_its_definition_and_0_log_0_is_0():
+    clean, spliced = gaussian(3, 5), gaussian(3, 5, seed=1)
+    clean[:, 4] = spliced[:, 4] = -math.inf
+    p, q = (logits[:, :4].softmax(-1) for logits in (clean, spliced))
+    expected = (p * (p / q).log()).sum(-1)
+    assert metrics.prediction_kl(clean, spliced) == pytest.approx(float(expected.mean()))
+    keep = torch.tensor([True, False, True])
+    assert metrics.prediction_kl(clean, spliced, keep=keep) == pytest.approx(float(expected[keep].mean()))
+    assert metrics.prediction_kl(clean, clean) == 0
+    with pytest.raises(ConfigError, match="No prediction is left"):
+        metrics.prediction_kl(clean, spliced, keep=torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(ShapeError, match="5 and of 4 classes"):
+        metrics.prediction_kl(clean, spliced[:, :4])
 
 
 def test_loss_recovered_in_the_demo_language_model():
@@ -94,3 +109,17 @@ def test_zero_shot_with_perfect_and_with_useless_reconstructions():
         metrics.zero_shot(images, images, texts, labels + 1)
     with pytest.raises(ShapeError, match="expected"):
         metrics.zero_shot(images, images[:, :31], texts, labels)
+    broken = images.clone()
+    broken[7] = math.nan
+    with pytest.raises(NonFiniteError, match="Row 7 of the reconstructions"):
+        metrics.zero_shot(images, broken, texts, labels)
+
+
+def test_zero_shot_of_one_image_for_all_answers_one_class():
+    """Degenerate: reconstructions that are all equal say the same of every image, and so does another row's."""
+    texts = planted.atoms(4, 16)
+    labels = torch.arange(4).repeat(10)
+    found = metrics.zero_shot(texts[labels], texts[:1].expand(40, 16), texts, labels)
+    assert found.accuracy_reconstructed == found.accuracy_null == 0.25
+    assert found.agreement == found.agreement_null
+    assert found.kl == pytest.approx(found.kl_null)

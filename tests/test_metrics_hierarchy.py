@@ -50,6 +50,18 @@ def test_independent_latents_give_no_pairs_whatever_the_conditional_asked_for():
     assert found.found_null <= 2
 
 
+def test_relations_between_levels_take_parents_from_one_and_children_from_another():
+    """The planted parent is on level 0: it has children on level 1; in the other direction there is nothing."""
+    active = activity()
+    level = torch.tensor([0, 1, 1] + [0, 1] * 10 + [1])
+    counts = metrics.co_activity(active)
+    coarse, fine = ((level == one).nonzero()[:, 0].tolist() for one in (0, 1))
+    down = metrics.parent_child(counts, parents=coarse, children=fine)
+    assert set(down.pairs.select("parent", "child").iter_rows()) == {(0, 1), (0, 2)}
+    assert down.tested < metrics.parent_child(counts).tested
+    assert metrics.parent_child(counts, parents=fine, children=coarse).pairs.is_empty()
+
+
 def test_hierarchy_of_a_dictionary_is_that_of_its_activity(orthogonal):
     dictionary, rows, coefficients = orthogonal
     counts = metrics.co_activity(dictionary, ns.ActivationStore.from_tensor(rows), chunk_rows=512)

@@ -90,6 +90,14 @@ def test_probe_refuses_bad_labels(x, labels, error, message):
         metrics.linear_probe(x, x, labels, test=0.1)
 
 
+def test_probe_refuses_an_unknown_optimiser_and_no_iterations():
+    x, labels = gaussian(20, 3), torch.arange(20) % 2
+    with pytest.raises(ConfigError, match="optimiser='sgd'"):
+        metrics.train_probe(x, labels, optimiser="sgd")
+    with pytest.raises(ConfigError, match="iterations=0"):
+        metrics.train_probe(x, labels, iterations=0)
+
+
 def test_probe_on_constant_rows_answers_the_most_frequent_label():
     labels = torch.tensor([0, 1, 1] * 20)
     found = metrics.linear_probe(torch.ones(60, 3), torch.ones(60, 3), labels)

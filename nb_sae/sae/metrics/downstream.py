@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError, ShapeError
+from nb_sae.sae.metrics.rows import check_finite
 
 Loss = float | Tensor | Callable[[], float | Tensor]
 """A loss, or a function without arguments that computes it."""
@@ -74,7 +75,7 @@ def loss_recovered(clean: Loss, spliced: Loss, ablated: Loss, *, tolerance: floa
         ConfigError: a loss is not one number.
 
     Source:
-        Bricken et al. 2023, Towards Monosemanticity; Rajamanoharan et al. 2024, arXiv:2404.16014, section 4.1.
+        Bricken et al. 2023, Towards Monosemanticity; Rajamanoharan et al. 2024, arXiv:2404.16014.
     """
     losses = {"clean": _number("clean", clean), "spliced": _number("spliced", spliced)}
     losses["ablated"] = _number("ablated", ablated)
@@ -122,11 +123,30 @@ def prediction_kl(
     *,
     keep: Bool[Tensor, "*batch"] | None = None,
 ) -> float:
-    """Mean KL(p_clean ‖ p_spliced) of the predictions, nats; 0 if the model answers the same."""
+    """Mean KL(p_clean ‖ p_spliced) of the predictions, nats; 0 if the model answers the same.
+
+    Read it against the same number for an ablation of the site: that is what keeping nothing costs.
+
+    Args:
+        clean: Logits of the model as it is; −inf for what it cannot answer.
+        spliced: Logits with the rows of the site replaced.
+        keep: False on padding.
+
+    Raises:
+        ShapeError: other predictions than those of `clean`.
+        ConfigError: no prediction is kept.
+    """
     _check_logits(spliced, clean.shape[:-1])
+    if spliced.shape != clean.shape:
+        raise ShapeError(
+            f"Logits of {clean.shape[-1]} and of {spliced.shape[-1]} classes were given; expected as many."
+        )
     log_p, log_q = F.log_softmax(clean.double(), -1), F.log_softmax(spliced.double(), -1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return float(kl.mean() if keep is None else kl[keep].mean())
+    kl = torch.where(log_p == -math.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)  # 0 · log 0 is 0
+    kl = kl.flatten() if keep is None else kl[keep]
+    if not len(kl):
+        raise ConfigError("No prediction is left to compare. Give a mask that keeps some.")
+    return float(kl.mean())
 
 
 @torch.no_grad()
@@ -148,6 +168,11 @@ def zero_shot(
         labels: Class of each image.
         logit_scale: exp of CLIP's learned temperature.
         seed: Of the shuffle for the nulls.
+
+    Raises:
+        ShapeError: embeddings, reconstructions and texts do not fit together.
+        ConfigError: labels outside the classes.
+        NonFiniteError: NaN or infinity in one of them.
     """
     if images.shape != reconstructed.shape or texts.ndim != 2 or texts.shape[1] != images.shape[-1]:
         raise ShapeError(
@@ -156,6 +181,8 @@ def zero_shot(
         )
     if labels.shape != images.shape[:1] or not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= len(texts):
         raise ConfigError(f"Labels must be one number from 0 to {len(texts) - 1} for each of {len(images)} images.")
+    for what, given in (("images", images), ("reconstructions", reconstructed), ("texts", texts)):
+        check_finite(given, what=what)
     prompts = F.normalize(texts.double(), dim=-1)
     logits, logits_hat = (logit_scale * F.normalize(x.double(), dim=-1) @ prompts.T for x in (images, reconstructed))
     other = logits_hat[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(images.device)]

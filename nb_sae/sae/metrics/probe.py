@@ -96,12 +96,14 @@ def train_probe(
 
     Raises:
         ShapeError: rows and labels do not match.
-        ConfigError: fewer than two classes, a label outside, or too few rows to keep some back.
+        ConfigError: fewer than two classes, a label outside, too few rows to keep some back, or no such optimiser.
         NonFiniteError: NaN or infinity in the rows.
 
     Source:
         The linear evaluation of Zaigrajew et al. 2025, arXiv:2502.20578; its code keeps the last weights, not the best.
     """
+    if optimiser not in ("lbfgs", "adamw") or iterations < 1:
+        raise ConfigError(f"optimiser={optimiser!r}, iterations={iterations}: use 'lbfgs' or 'adamw', and at least 1.")
     classes = _check_labels(x, labels, classes)
     train, held = split_rows(len(x), validation, groups=groups, seed=seed)
     x, labels = x.detach().float(), labels.to(x.device, torch.long)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nb_sae.errors import ShapeError
+from nb_sae.sae.metrics.rows import check_finite
 
 
 def fvu(x: Float[Tensor, "rows d_in"], x_hat: Float[Tensor, "rows d_in"]) -> float:
@@ -15,18 +16,25 @@ def fvu(x: Float[Tensor, "rows d_in"], x_hat: Float[Tensor, "rows d_in"]) -> flo
     0 is perfect; the mean of the rows gives 1; a bad reconstruction gives more. It is a ratio of sums, not a mean of
     ratios per row, and the mean is that of the rows it is measured on. NaN when all rows are equal.
 
+    Raises:
+        ShapeError: not the reconstructions of these rows.
+        NonFiniteError: NaN or infinity on either side.
+
     Source:
         1 − R² of multivariate regression. The MSAE code has a mean of per-row ratios under a similar name.
     """
-    _same_shape(x, x_hat)
+    _check_pair(x, x_hat)
     x, x_hat = exact(x), exact(x_hat)
     total = (x - x.mean(0)).square().sum()
     return float((x - x_hat).square().sum() / total) if total > 0 else float("nan")
 
 
 def cosine(x: Float[Tensor, "rows d_in"], x_hat: Float[Tensor, "rows d_in"]) -> float:
-    """Mean over rows of cos(x, x̂), in model units. A large common mean makes it high for any reconstruction."""
-    _same_shape(x, x_hat)
+    """Mean over rows of cos(x, x̂), in model units. A large common mean makes it high for any reconstruction.
+
+    A row of norm 0, on either side, has no direction and counts as 0. Raises as `fvu`.
+    """
+    _check_pair(x, x_hat)
     return float(torch.nn.functional.cosine_similarity(exact(x), exact(x_hat), dim=-1).mean())
 
 
@@ -89,9 +97,11 @@ def exact(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
-def _same_shape(x: Tensor, x_hat: Tensor) -> None:
+def _check_pair(x: Tensor, x_hat: Tensor) -> None:
     if x.ndim != 2 or x.shape != x_hat.shape:
         raise ShapeError(
             f"Rows of shape {tuple(x.shape)} and reconstructions of shape {tuple(x_hat.shape)} were given; expected "
             "two tensors (rows, d_in). Decode the latents of the same rows."
         )
+    check_finite(x)
+    check_finite(x_hat, what="reconstructions")
