@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from nb_sae.data.celeba import LabeledImages, celeba
+from nb_sae.data.celeba import celeba
+from nb_sae.data.labeled import LabeledImages
 from nb_sae.errors import InputError, InputNotFoundError
 
 NAMES = ["000001.jpg", "000002.jpg", "000003.jpg"]

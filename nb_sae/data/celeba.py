@@ -1,22 +1,19 @@
-"""Images with labels, as CelebA has them.
-
-Owns `LabeledImages` and reading CelebA's folder (text or CSV form) or rows with attributes. No picture is opened.
-"""
+"""CelebA, or faces in its layout: as a folder (text or CSV form) or as rows with attributes. No picture is opened."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from nb_sae.data.celeba_files import find_layout, read_attributes, read_captions, read_partition
+from nb_sae.data.celeba_files import find_layout, read_attributes, read_captions, read_identity, read_partition
 from nb_sae.data.images import (
     ColumnReader,
-    Images,
+    FolderReader,
     Reader,
     ValueReader,
     clean_name,
@@ -25,69 +22,31 @@ from nb_sae.data.images import (
     list_images,
     unique_keys,
 )
-from nb_sae.errors import InputError, closest
+from nb_sae.data.labeled import (
+    IDENTITY_NAMES,
+    KEY_NAMES,
+    PARTITIONS,
+    SPLIT_NAMES,
+    LabeledImages,
+    only_split,
+    partition_of,
+    table_of,
+    truths,
+)
+from nb_sae.errors import InputError
 
-Split = Literal["train", "valid", "test"]
-PARTITIONS = pl.Enum(["train", "valid", "test"])
 _IMAGE_NAMES = ("image", "img", "picture")
-_KEY_NAMES = ("key", "image_id", "file_name", "filename", "name")
-_SPLIT_NAMES = ("partition", "split")
-
-
-class LabeledImages(Images):
-    """Images with one Boolean column per attribute; `celeba()` and `demo_faces()` make it."""
-
-    def __init__(
-        self,
-        reader: Reader,
-        keys: Sequence[str],
-        *,
-        name: str,
-        labels: pl.DataFrame,
-        partition: pl.Series | None = None,
-        captions: Sequence[str] | None = None,
-        ignored: int = 0,
-    ) -> None:
-        super().__init__(reader, keys, name=name, ignored=ignored)
-        self._labels = labels
-        self._partition = partition
-        self._captions = list(captions) if captions is not None else None
-
-    @property
-    def attributes(self) -> pl.DataFrame:
-        """`input_id, key` and one Boolean column per attribute, one line per image, in their order."""
-        return self._labels.select(
-            pl.Series("input_id", np.arange(len(self), dtype=np.uint32)),
-            pl.Series("key", self._keys, dtype=pl.String),
-            pl.all(),
-        )
-
-    @property
-    def partition(self) -> pl.Series | None:
-        """`"train"`, `"valid"` or `"test"` for every image; None where the source does not say."""
-        return self._partition
-
-    @property
-    def captions(self) -> list[str] | None:
-        """A caption for every image; None where the source has none."""
-        return None if self._captions is None else list(self._captions)
-
-    def _take(self, positions: np.ndarray) -> Self:
-        part = super()._take(positions)
-        part._labels = self._labels[positions]
-        part._partition = None if self._partition is None else self._partition.gather(positions.tolist())
-        part._captions = None if self._captions is None else [self._captions[i] for i in positions]
-        return part
 
 
 def celeba(path_or_rows: Any, *, split: str | None = None) -> LabeledImages:
     """CelebA, or faces in its layout.
 
     Args:
-        path_or_rows: The folder with `img_align_celeba/` (also nested once more, as Kaggle packs it) and
-            `list_attr_celeba.txt` or `.csv`; or rows with a picture and attributes: a Hugging Face data set, or a
-            list of dictionaries. Attributes are −1/1, 0/1 or Boolean.
-        split: Keep only `"train"`, `"valid"` or `"test"`.
+        path_or_rows: The folder with `img_align_celeba/` (also nested once more, as Kaggle packs it, or in `Img/`) and
+            `list_attr_celeba.txt` or `.csv` (or in `Anno/`); or rows with a picture and attributes: a Hugging Face
+            data set, or a list of dictionaries. Attributes are −1/1, 0/1 or Boolean; empty, NA or NaN is unknown and
+            stays null.
+        split: Keep only `"train"`, `"valid"` or `"test"`, as `list_eval_partition.txt` (or `.csv`) says.
 
     Raises:
         InputNotFoundError: the folder, the images or the attribute file are missing.
@@ -104,65 +63,48 @@ def celeba(path_or_rows: Any, *, split: str | None = None) -> LabeledImages:
             f"celeba() got a {type(path_or_rows).__name__}. Give CelebA's folder, a Hugging Face data set, or a list "
             "of dictionaries with an 'image' and one entry per attribute."
         )
-    return faces if split is None else _only(faces, split)
-
-
-def _only(faces: LabeledImages, split: str) -> LabeledImages:
-    wanted = {"val": "valid", "validation": "valid"}.get(split, split)
-    if wanted not in ("train", "valid", "test"):
-        raise InputError(
-            f"split={split!r} is not known. {closest(split, PARTITIONS.categories)}Use 'train', 'valid' or 'test'."
-        )
-    if faces.partition is None:
-        raise InputError(
-            f"split={split!r} needs a partition and {faces.name!r} has none. Put list_eval_partition.txt (or .csv) "
-            "into the folder, or leave split out."
-        )
-    chosen = np.flatnonzero((faces.partition == wanted).to_numpy())
-    if not len(chosen):
-        counts = faces.partition.value_counts().rows()
-        raise InputError(f"no image of {faces.name!r} is in split {wanted!r}; there are {dict(counts)}.")
-    return faces[chosen]
+    return only_split(faces, split, file="list_eval_partition.txt (or .csv)")
 
 
 def _from_layout(root: Path) -> LabeledImages:
     layout = find_layout(root)
     found, others = list_images(layout.images)
     names, labels = read_attributes(layout.attributes)
-    order = _matched(names, found, layout.attributes.name, layout.images.name)
-    labels = labels[order]
-    partition = None
+    labels = labels[_matched(names, found, layout.attributes.name, layout.images.name)]
+    partition = captions = identity = None
     if layout.partition is not None:
-        partition = _ordered(read_partition(layout.partition), found, layout.partition.name)
-        partition = pl.Series("partition", ["train", "valid", "test"], dtype=PARTITIONS).gather(partition)
-    captions = None
+        codes = _ordered(read_partition(layout.partition), found, layout.partition.name)
+        partition = pl.Series("partition", PARTITIONS.categories, dtype=PARTITIONS).gather(codes)
     if layout.captions is not None:
         captions = _ordered(read_captions(layout.captions), found, layout.captions.name)
+    if layout.identity is not None:
+        identity = pl.Series("identity", _ordered(read_identity(layout.identity), found, layout.identity.name))
     return LabeledImages(
-        ValueReader([layout.images / name for name in found]),
+        FolderReader(layout.images, found),
         found,
         name=clean_name(root),
         labels=labels,
         partition=partition,
         captions=captions,
+        identity=identity,
         ignored=sum(others.values()),
     )
 
 
-def _matched(names: list[str], found: list[str], file: str, folder: str) -> list[int]:
+def _matched(names: list[str], found: list[str], file: str, folder: str) -> np.ndarray:
     """For every image the row of the attribute file."""
     row = {name: number for number, name in enumerate(names)}
     if len(row) < len(names):
         twice = next(name for number, name in enumerate(names) if row[name] != number)
         raise InputError(f"{file} names {twice!r} more than once. Every image has one row; remove the others.")
-    without_image, without_row = sorted(set(row) - set(found)), sorted(set(found) - set(row))
-    if without_image or without_row:
+    if row.keys() != set(found):
+        without_image, without_row = sorted(row.keys() - set(found)), sorted(set(found) - row.keys())
         raise InputError(
             f"{file} and {folder}/ do not match: {len(names):,} rows, {len(found):,} images; "
             f"{_few(without_image, 'rows without an image')}; {_few(without_row, 'images without a row')}. "
             "Complete the download, or remove the rows (images) that have no counterpart."
         )
-    return [row[name] for name in found]
+    return np.fromiter((row[name] for name in found), np.int64, len(found))
 
 
 def _few(names: list[str], what: str) -> str:
@@ -182,9 +124,8 @@ def _ordered(of: dict[str, Any], found: list[str], file: str) -> list[Any]:
 def _from_hugging_face(dataset: Any) -> LabeledImages:
     column = image_column(dataset)
     reader = ColumnReader(dataset, column)
-    columns = dataset.with_format(None).remove_columns([column])[:]
     name = getattr(getattr(dataset, "info", None), "dataset_name", None) or "celeba"
-    return _labeled(reader, columns, name)
+    return _labeled(reader, table_of(dataset, column), name)
 
 
 def _from_rows(rows: list[Mapping[str, Any]]) -> LabeledImages:
@@ -202,40 +143,54 @@ def _from_rows(rows: list[Mapping[str, Any]]) -> LabeledImages:
             raise InputError(
                 f"row {number} differs from row 0 in {', '.join(odd[:5])}. All rows need the same entries."
             )
-    columns = {name: [row[name] for row in flat] for name in flat[0] if name != column}
-    return _labeled(ValueReader([row[column] for row in flat]), columns, "rows")
+    columns = [_column(str(name), [row[name] for row in flat]) for name in flat[0] if name != column]
+    return _labeled(ValueReader([row[column] for row in flat]), pl.DataFrame(columns), "rows")
 
 
-def _labeled(reader: Reader, columns: Mapping[str, list[Any]], name: str) -> LabeledImages:
-    """Labels from columns: those of two values; a text column may be the key or the partition."""
-    labels: dict[str, pl.Series] = {}
+def _column(name: str, values: list[Any]) -> pl.Series:
+    """Values of one entry of all rows: strings, or numbers with NaN and None as null."""
+    if all(isinstance(value, str) for value in values):
+        return pl.Series(name, values, dtype=pl.String)
+    for row, value in enumerate(values):
+        if value is not None and not isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating):
+            raise _no_attribute(name, row, value)
+    return pl.Series(name, [None if value is None else float(value) for value in values], dtype=pl.Float64)
+
+
+def _no_attribute(column: str, row: int, value: Any) -> InputError:
+    return InputError(
+        f"column {column!r} is no attribute: row {row} holds {value!r}. Attributes are Boolean, 0/1 or −1/1 (one of "
+        "the two in a column), unknown is None; remove the column first."
+    )
+
+
+def _labeled(reader: Reader, table: pl.DataFrame, name: str) -> LabeledImages:
+    """Labels from columns: those of two values; others may be the key, the partition or the person."""
+    labels: list[pl.Series] = []
     keys: Sequence[str] | None = None
-    partition = None
-    for column, values in columns.items():
-        if column in _SPLIT_NAMES:
-            partition = _partition_of(column, values)
-        elif all(isinstance(value, str) for value in values):
-            keys = values if column in _KEY_NAMES else keys
-        elif set(values) <= {0, 1} or set(values) <= {-1, 1}:
-            labels[column] = pl.Series(column, [value == 1 for value in values], dtype=pl.Boolean)
-        elif column not in ("celeb_id", "identity"):
-            odd = next((number for number, value in enumerate(values) if value not in (-1, 0, 1)), 0)
-            raise InputError(
-                f"column {column!r} is no attribute: row {odd} holds {values[odd]!r}. Attributes are Boolean, 0/1 or "
-                "−1/1 (one of the two in a column); remove the column first."
-            )
+    partition = identity = None
+    for column in table.iter_columns():
+        if column.name in SPLIT_NAMES:
+            partition = partition_of(column)
+        elif column.name in IDENTITY_NAMES and column.dtype.is_numeric():
+            identity = column.cast(pl.Int64).alias("identity")
+        elif column.dtype in (pl.String, pl.Categorical, pl.Enum):
+            keys = column.to_list() if column.name in KEY_NAMES else keys
+        elif (found := truths(column)) is not None:
+            labels.append(found)
+        else:
+            values = column.to_list()
+            row = next((number for number, value in enumerate(values) if value not in (-1, 0, 1, None)), 0)
+            raise _no_attribute(column.name, row, _plain(values[row]))
     if not labels:
         raise InputError(
-            f"the rows have no attribute: none of {', '.join(columns) or 'no columns'} is Boolean, 0/1 or −1/1."
+            f"the rows have no attribute: none of {', '.join(table.columns) or 'no columns'} is Boolean, 0/1 or −1/1."
         )
     names = list(keys) if keys is not None else [str(number) for number in range(len(reader))]
-    return LabeledImages(reader, unique_keys(names), name=name, labels=pl.DataFrame(labels), partition=partition)
+    return LabeledImages(
+        reader, unique_keys(names), name=name, labels=pl.DataFrame(labels), partition=partition, identity=identity
+    )
 
 
-def _partition_of(column: str, values: list[Any]) -> pl.Series:
-    known = {0: "train", 1: "valid", 2: "test", "train": "train", "valid": "valid", "val": "valid",
-             "validation": "valid", "test": "test"}  # fmt: skip
-    odd = next((value for value in values if value not in known), None)
-    if odd is not None:
-        raise InputError(f"column {column!r} holds {odd!r}; a partition is 0, 1, 2 or 'train', 'valid', 'test'.")
-    return pl.Series("partition", [known[value] for value in values], dtype=PARTITIONS)
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -16,7 +16,7 @@ import polars as pl
 from PIL import Image
 
 from nb_sae.data.captions import ANTONYMS, PROMPTS, SYNONYMS, caption
-from nb_sae.data.celeba import PARTITIONS, LabeledImages, celeba
+from nb_sae.data.celeba import celeba
 from nb_sae.data.celeba_files import IMAGES, write_lists
 from nb_sae.data.drawing import draw_face
 from nb_sae.data.face_table import (
@@ -32,6 +32,7 @@ from nb_sae.data.face_table import (
     resolve_table,
     sample_attributes,
 )
+from nb_sae.data.labeled import PARTITIONS, LabeledImages
 from nb_sae.errors import ConfigError, PathExistsError
 
 __all__ = [

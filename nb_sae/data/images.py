@@ -198,6 +198,20 @@ class ValueReader:
         return to_rgb(self.values[number])
 
 
+class FolderReader:
+    """Files below one folder. Holds their names, which the keys share, and no path of its own for each."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, number: int) -> Image.Image:
+        """Open and decode it."""
+        return to_rgb(self.folder / self.names[number])
+
+
 class ColumnReader:
     """One column of a Hugging Face data set."""
 
@@ -330,8 +344,7 @@ def _from_folder(folder: Path, name: str | None) -> Images:
         counted = ", ".join(f"{count} × {ending}" for ending, count in others.most_common(5))
         what = f"holds no image but {sum(others.values())} other files ({counted})" if others else "is empty"
         raise InputError(f"the folder {str(folder)!r} {what}. Images end in {', '.join(sorted(EXTENSIONS))}.")
-    reader = ValueReader([folder / relative for relative in found])
-    return Images(reader, found, name=name or clean_name(folder), ignored=sum(others.values()))
+    return Images(FolderReader(folder, found), found, name=name or clean_name(folder), ignored=sum(others.values()))
 
 
 def clean_name(folder: Path) -> str:
