@@ -141,6 +141,23 @@ class Running:
         """Whether the planned number of steps is done."""
         return self.step >= self.train.steps
 
+    def check_ready(self) -> None:
+        """Refuse to run without rows or beyond the plan.
+
+        Raises:
+            ConfigError: says what to do.
+        """
+        if self.source is None:
+            raise ConfigError("This session was loaded without its rows. Give them: Session.load(path, source=store).")
+        if self.finished:
+            raise ConfigError(f"All {self.train.steps:,} steps are done. Call session.extend(rows=…) to train longer.")
+
+    def last_step(self, steps: int | None = None, rows: int | None = None) -> int:
+        """Where a run of so many steps, or rows, ends; at most at the end of the plan."""
+        if rows is not None:
+            steps = -(-rows // self._batch_rows)
+        return self.train.steps if steps is None else min(self.train.steps, self.step + steps)
+
     # ── steps ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from nb_sae.errors import ConfigError
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.interrupt import deferred_interrupt
+from nb_sae.sae.running import Running
 
-if TYPE_CHECKING:
-    from nb_sae.sae.session import Session
+OneSession = TypeVar("OneSession", bound=Running)
 
 
 def train_together(
-    sessions: Sequence[Session], *, steps: int | None = None, rows: int | None = None, progress: bool = True
-) -> list[Session]:
+    sessions: Sequence[OneSession], *, steps: int | None = None, rows: int | None = None, progress: bool = True
+) -> list[OneSession]:
     """Train several sessions on one stream of batches: every batch is read once and each session steps on it.
 
     Each ends as if it had been trained alone, bit for bit. A session whose plan ends earlier drops out. When one fails,
@@ -52,7 +52,7 @@ def train_together(
     return list(sessions)
 
 
-def advance(sessions: Sequence[Session], lasts: Sequence[int], *, progress: bool) -> None:
+def advance(sessions: Sequence[Running], lasts: Sequence[int], *, progress: bool) -> None:
     """Step through batches until each session is at its last step; all stand at one place of one source."""
     first = sessions[0]
     active = [(one, last) for one, last in zip(sessions, lasts, strict=True) if one.step < last]
