@@ -23,6 +23,9 @@ _HOME = {
     "texts": "nb_sae.data.texts:texts",
     "demo_texts": "nb_sae.data.texts:demo_texts",
     "celeba": "nb_sae.data.celeba:celeba",
+    "fairface": "nb_sae.data.fairface:fairface",
+    "utkface": "nb_sae.data.utkface:utkface",
+    "attributes": "nb_sae.data.labels:attributes",
     "demo_faces": "nb_sae.data.faces:demo_faces",
     "ActivationStore": "nb_sae.store.activation_store:ActivationStore",
     "ActivationStream": "nb_sae.store.stream:ActivationStream",
@@ -65,9 +68,12 @@ if TYPE_CHECKING:
     from nb_sae.analysis.scan import merge_analyses as merge_analyses
     from nb_sae.data.celeba import celeba as celeba
     from nb_sae.data.faces import demo_faces as demo_faces
+    from nb_sae.data.fairface import fairface as fairface
     from nb_sae.data.images import images as images
+    from nb_sae.data.labels import attributes as attributes
     from nb_sae.data.texts import demo_texts as demo_texts
     from nb_sae.data.texts import texts as texts
+    from nb_sae.data.utkface import utkface as utkface
     from nb_sae.diagnosis import doctor as doctor
     from nb_sae.hooks import capture as capture
     from nb_sae.hooks import intervene as intervene

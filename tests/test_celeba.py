@@ -72,6 +72,45 @@ def test_kaggle_form_is_read_whatever_the_order_of_its_rows(kaggle_form):
     assert list(celeba(kaggle_form, split="valid").keys) == ["000002.jpg"]
 
 
+@pytest.mark.parametrize("word", ["", "NA", "NaN"])
+def test_unknown_labels_of_a_csv_stay_null_and_are_counted(kaggle_form, word):
+    rows = (kaggle_form / "list_attr_celeba.csv").read_text().split("\n")
+    # As pandas writes a column of whole numbers with a gap.
+    rows[1] = f"000003.jpg,1.0,{word}"
+    (kaggle_form / "list_attr_celeba.csv").write_text("\n".join(rows))
+    faces = celeba(kaggle_form)
+    assert faces.attributes["Male"].to_list() == LABELS["Male"]
+    assert faces.attributes["Smiling"].to_list() == [False, False, None]
+    assert faces.missing == {"Smiling": 1}
+    assert "2 attributes, 1 values unknown" in repr(faces)
+
+
+def test_unknown_labels_of_the_text_form_stay_null(text_form):
+    rows = text_rows()
+    rows[4] = "000003.jpg nan 1"
+    (text_form / "list_attr_celeba.txt").write_text("\n".join(rows))
+    assert celeba(text_form).attributes["Male"].to_list() == [True, False, None]
+
+
+def test_folders_of_the_official_archive_are_found_and_the_people_on_it(tmp_path, text_form):
+    root = tmp_path / "official"
+    (root / "Anno").mkdir(parents=True)
+    (root / "Eval").mkdir()
+    (root / "Img").mkdir()
+    (text_form / "img_align_celeba").rename(root / "Img" / "img_align_celeba")
+    (text_form / "list_attr_celeba.txt").rename(root / "Anno" / "list_attr_celeba.txt")
+    (text_form / "list_eval_partition.txt").rename(root / "Eval" / "list_eval_partition.txt")
+    (root / "Anno" / "identity_CelebA.txt").write_text("000003.jpg 7\n000001.jpg 2880\n000002.jpg 7\n")
+    faces = celeba(root)
+    check(faces)
+    assert faces.identity is not None
+    assert faces.identity.to_list() == [2880, 7, 7]
+    assert faces[[2, 0]].identity.to_list() == [7, 2880]
+    (root / "Anno" / "identity_CelebA.txt").write_text("000003.jpg someone\n")
+    with pytest.raises(InputError, match=r"'000003\.jpg someone' is not a file name and the number of a person"):
+        celeba(root)
+
+
 def test_no_image_is_opened_when_reading_the_labels(text_form):
     for name in NAMES:
         (text_form / "img_align_celeba" / name).write_bytes(b"")
@@ -189,6 +228,39 @@ def test_hugging_face_rows_are_read_like_the_files():
     faces = celeba(data)
     check(faces)
     assert np.asarray(faces[1])[0, 0].tolist() == [0, 9, 0]
+
+
+class UntouchedPicture:
+    """Fails the test that decodes it."""
+
+    def __call__(self, *_args, **_kwargs):
+        raise AssertionError("a picture was decoded")
+
+
+def test_hugging_face_pictures_are_not_read_with_the_labels(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    columns = {"image": [row["image"] for row in rows_in_memory()], "Male": [1, None, -1], "note": ["a", "b", "c"]}
+    data = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    monkeypatch.setattr(datasets.Image, "decode_example", UntouchedPicture())
+    faces = celeba(data.select([2, 1, 0]))
+    assert faces.attributes["Male"].to_list() == [False, None, True]
+    assert faces.missing == {"Male": 1}
+
+
+def test_streamed_or_unsplit_hugging_face_rows_are_refused_with_what_to_do():
+    datasets = pytest.importorskip("datasets")
+    data = datasets.Dataset.from_dict({"image": [1], "Male": [1]})
+    with pytest.raises(InputError, match=r"streamed.*streaming=False"):
+        celeba(data.to_iterable_dataset())
+    with pytest.raises(InputError, match=r"several splits; choose one, such as data\['train'\]"):
+        celeba(datasets.DatasetDict({"train": data}))
+
+
+def test_unknown_labels_of_rows_stay_null():
+    rows = rows_in_memory()
+    rows[0]["Male"], rows[1]["Male"] = None, float("nan")
+    assert celeba(rows).attributes["Male"].to_list() == [None, None, True]
+    assert celeba([{**row, "celeb_id": 4} for row in rows]).identity.to_list() == [4, 4, 4]
 
 
 def test_real_size_attribute_file_is_read_in_seconds(tmp_path):
