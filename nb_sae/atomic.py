@@ -1,17 +1,19 @@
-"""Files that are either whole or not there: written beside their place, synced, and renamed into it."""
+"""Files and folders that are either whole or not there: written beside their place, and renamed into it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nb_sae.errors import FormatError, InputNotFoundError
+from nb_sae.errors import FormatError, InputNotFoundError, PathExistsError
 
 TEMPORARY = ".writing-"
 """How the name of a file begins while it is being written; what a crash leaves behind begins so too."""
@@ -52,6 +54,48 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, [text.encode("utf-8"), b"\n"])
 
 
+@contextmanager
+def fresh_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder to write into, which gets the name `folder` in one step when the block ends; an error leaves no trace.
+
+    Raises:
+        PathExistsError: something is there and `overwrite` is False.
+    """
+    if folder.exists() and not overwrite:
+        raise PathExistsError(f"{folder} exists. Choose another path or pass overwrite=True.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield fresh
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.replace(old / folder.name)
+            fresh.replace(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            fresh.replace(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InputNotFoundError: no such file.
+        FormatError: not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputNotFoundError(f"{path.parent} holds no {path.name}. Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} cannot be read as JSON ({error}). Get the file again.") from error
+    if not isinstance(content, dict):
+        raise FormatError(f"{path} holds a {type(content).__name__}; expected an object with settings.")
+    return content
+
+
 def read_header(path: Path, expected: str, version: int) -> dict[str, Any]:
     """Read a JSON file that states its `format` and `version`.
 
@@ -59,12 +103,7 @@ def read_header(path: Path, expected: str, version: int) -> dict[str, Any]:
         InputNotFoundError: no such file.
         FormatError: not JSON, another format, or a newer version.
     """
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputNotFoundError(f"{path.parent} holds no {path.name}. Check the path.") from None
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path} cannot be read ({error}).") from error
+    header = read_json(path)
     if header.get("format") != expected:
         raise FormatError(f"{path} has format {header.get('format')!r}; expected {expected!r}.")
     if header.get("version", 0) > version:

@@ -228,6 +228,23 @@ def test_loading_an_analysis_names_what_is_wrong(scanned, tmp_path):
         ns.Analysis.load(folder)
 
 
+def test_a_save_that_fails_leaves_the_earlier_one_and_nothing_else(scanned, tmp_path, monkeypatch):
+    analysis, *_ = scanned
+    analysis.save(tmp_path / "a")
+
+    def full(*_args, **_kwargs):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("nb_sae.analysis.bundle.write_json", full)
+    with pytest.raises(OSError, match="no space left"):
+        analysis.save(tmp_path / "a", overwrite=True)
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+    assert ns.Analysis.load(tmp_path / "a").latents.equals(analysis.latents)
+    (tmp_path / "a" / "analysis.json").write_text("[]")
+    with pytest.raises(FormatError, match="holds a list; expected an object"):
+        ns.Analysis.load(tmp_path / "a")
+
+
 def test_inputs_that_were_not_collected_are_refused(scanned):
     _, dictionary, _, store = scanned
     with pytest.raises(InputError, match="the same order"):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import polars as pl
 
 from nb_sae.analysis.schema import CONTEXTS, EXAMPLES, INPUTS, LATENTS, PICTURES, QUALITY
-from nb_sae.atomic import read_header, write_json
-from nb_sae.errors import FormatError, PathExistsError
+from nb_sae.atomic import fresh_folder, read_header, write_json
+from nb_sae.errors import FormatError
 from nb_sae.types import Modality, Site
 
 FORMAT = "nb_sae.analysis"
@@ -62,11 +60,7 @@ class Analysis:
             PathExistsError: something is there and `overwrite` is False.
         """
         folder = Path(path)
-        if folder.exists() and not overwrite:
-            raise PathExistsError(f"{folder} exists. Choose another path or pass overwrite=True.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with fresh_folder(folder, overwrite=overwrite) as fresh:
             for name in _TABLES:
                 frame = getattr(self, name)
                 if frame is not None:
@@ -74,15 +68,6 @@ class Analysis:
             about = {name: getattr(self, name) for name in _PLAIN}
             header = {"format": FORMAT, "version": VERSION, "site": asdict(self.site), **about}
             write_json(fresh / "analysis.json", header)
-            if folder.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-                folder.replace(old / folder.name)
-                fresh.replace(folder)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                fresh.replace(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
         return folder
 
     @classmethod

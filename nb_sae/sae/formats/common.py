@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import sys
 import warnings
@@ -36,24 +35,6 @@ class Told:
     k: int | None = None
     threshold: float | None = None
     trust_pickle: bool = False
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        InputNotFoundError: no such file.
-        FormatError: not JSON, or not an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputNotFoundError(f"{path.parent} holds no {path.name}. Check the path.") from None
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path} cannot be read as JSON ({error}). Get the file again.") from error
-    if not isinstance(content, dict):
-        raise FormatError(f"{path} holds a {type(content).__name__}; expected an object with settings.")
-    return content
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

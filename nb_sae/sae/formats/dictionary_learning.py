@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nb_sae.atomic import write_json
+from nb_sae.atomic import read_json, write_json
 from nb_sae.errors import FormatError
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.formats.common import (
@@ -22,7 +22,6 @@ from nb_sae.sae.formats.common import (
     imported,
     new_folder,
     per_latent,
-    read_json,
     read_torch,
     recalled,
     refuse,

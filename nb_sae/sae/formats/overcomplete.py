@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nb_sae.atomic import write_json
+from nb_sae.atomic import read_json, write_json
 from nb_sae.errors import ConfigError, FormatError
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.formats.common import (
@@ -28,7 +28,6 @@ from nb_sae.sae.formats.common import (
     imported,
     new_file,
     per_latent,
-    read_json,
     read_torch,
     recalled,
     refuse,

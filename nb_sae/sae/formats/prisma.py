@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nb_sae.atomic import write_json
+from nb_sae.atomic import read_json, write_json
 from nb_sae.errors import FormatError
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.formats.common import (
@@ -20,7 +20,6 @@ from nb_sae.sae.formats.common import (
     folded,
     imported,
     new_folder,
-    read_json,
     read_torch,
     recalled,
     refuse,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nb_sae.atomic import write_json
+from nb_sae.atomic import read_json, write_json
 from nb_sae.errors import ConfigError, FormatError
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.formats.common import (
@@ -21,7 +21,6 @@ from nb_sae.sae.formats.common import (
     imported,
     new_folder,
     per_latent,
-    read_json,
     read_safetensors,
     recalled,
     remembered,

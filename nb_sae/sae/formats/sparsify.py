@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nb_sae.atomic import write_json
+from nb_sae.atomic import read_json, write_json
 from nb_sae.errors import ConfigError, FormatError
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.formats.common import (
@@ -18,7 +18,6 @@ from nb_sae.sae.formats.common import (
     folded,
     imported,
     new_folder,
-    read_json,
     read_safetensors,
     recalled,
     refuse,
