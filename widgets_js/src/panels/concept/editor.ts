@@ -233,7 +233,7 @@ function bars({ about }: Panel, before: Answer, after: Answer | undefined): HTML
   for (const [number, prompt] of about.prompts.entries()) {
     const [was, now] = [before.probabilities[number] ?? Number.NaN, after?.probabilities[number] ?? Number.NaN];
     const line = h("tr", {}, h("th", { scope: "row" }, bdi(visible(prompt))), bar(was));
-    if (after) line.append(bar(now), h("td", {}, `${now >= was ? "+" : ""}${sig3(now - was)}`));
+    if (after) line.append(bar(now), h("td", {}, `${now > was ? "+" : ""}${sig3(now - was)}`));
     body.append(line);
   }
   table.append(body);

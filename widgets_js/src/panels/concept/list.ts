@@ -60,6 +60,7 @@ export function listPanel(root: HTMLElement, panel: Panel): () => void {
   const place = () => Array.prototype.indexOf.call(state.get("order"), concepts.rowOf(state.get("latent")));
   root.append(
     h("div", { class: "nbs-tools" }, search, h("div", { class: "nbs-filters" }, label)),
+    heads(),
     list.element,
     empty,
     spoken.element,
@@ -94,6 +95,11 @@ export function listPanel(root: HTMLElement, panel: Panel): () => void {
     for (const stop of stops) stop();
     list.dispose();
   };
+}
+
+function heads(): HTMLElement {
+  const names = ["Concept", "latent", "cosine", "AUC"].map((name) => h("span", { class: "nbs-note" }, name));
+  return h("div", { class: "nbs-head", "aria-hidden": "true" }, ...names);
 }
 
 function drawRow(element: HTMLElement, concepts: Concepts, row: number): void {
