@@ -117,7 +117,7 @@ class ConceptEditor:
         row = self._row(row)
         x = self._x[row : row + 1]
         values, indices = self.dictionary.encode(x, sparse=True)
-        edited = self.dictionary.edit_rows(x, set=latents) if latents else x
+        edited = self.dictionary.edit_rows(x, set={**latents}) if latents else x
         unit = F.normalize(edited.cpu(), dim=-1)[0]
         scores = self._unit @ unit
         scores[row] = -torch.inf
