@@ -69,3 +69,12 @@ INPUTS = pl.Schema(
         "key": pl.String,  # file name, data set index or the user's id
     }
 )
+
+NOTES = pl.Schema(
+    {
+        "latent": pl.UInt32,
+        "label": pl.String,  # what the user calls it; wins over every automatic name
+        "rating": pl.Int8,  # 1 … 5, null where it was not rated
+        "comment": pl.String,
+    }
+)
