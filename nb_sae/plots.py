@@ -77,6 +77,47 @@ def density(latents: pl.DataFrame) -> go.Figure:
     return _dressed(figure, f"Density of {alive.height:,} active latents ({dead:,} dead)")
 
 
+def naming(names: pl.DataFrame, *, null: pl.DataFrame | None = None) -> go.Figure:
+    """How near latents are to their names: share with at least a cosine, from `names.frame`, beside `names.null`.
+
+    Where the line of the latents lies no further right than that of the null, the names say nothing. A point is a
+    latent with an accepted name; to hover over it tells which.
+    """
+    _require(names, ("latent", "name", "cosine", "accepted"), "naming(names)", "names.frame")
+    ordered = names.drop_nulls("cosine").sort("cosine", descending=True).with_row_index("place", offset=1)
+    ordered = ordered.with_columns(share=pl.col("place") / max(1, ordered.height))
+    accepted = ordered.filter("accepted")
+    figure = go.Figure()
+    figure.add_scatter(
+        x=ordered["cosine"].to_list(),
+        y=ordered["share"].to_list(),
+        name="latents",
+        mode="lines",
+        line={"color": PALETTE[0], "width": 2.5},
+    )
+    figure.add_scatter(
+        x=accepted["cosine"].to_list(),
+        y=accepted["share"].to_list(),
+        name="accepted",
+        mode="markers",
+        marker={"color": PALETTE[1], "size": 6},
+        text=[f"latent {latent}: {name}" for latent, name in accepted.select("latent", "name").iter_rows()],
+        hovertemplate="%{text}<br>cosine %{x:.3f}<extra></extra>",
+    )
+    if null is not None:
+        _require(null, ("quantile", "cosine"), "null", "names.null")
+        figure.add_scatter(
+            x=null["cosine"].to_list(),
+            y=(1 - null["quantile"]).to_list(),
+            name="null",
+            mode="lines",
+            line={"color": BASELINE, "width": 2, "dash": "dash"},
+        )
+    figure.update_xaxes(title="cosine of the name")
+    figure.update_yaxes(title="share with at least this cosine")
+    return _dressed(figure, f"Names of {ordered.height:,} latents, {accepted.height:,} accepted")
+
+
 def _comparison(frame: pl.DataFrame) -> go.Figure:
     _require(frame, ("name", "rule", "k", "fvu", "l0"), "pareto(frame)", "nb_sae.compare([…], store)")
     figure, colour = go.Figure(), 0

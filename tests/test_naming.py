@@ -25,7 +25,7 @@ from nb_sae.concepts.nulls import hub_share, null_directions, order_for
 from nb_sae.concepts.words import embed_words
 from nb_sae.data.faces import DRAWN
 from nb_sae.data.vocabulary import vocabulary
-from nb_sae.errors import ConfigError, FormatError, InputError, NonFiniteError, PathExistsError, ShapeError
+from nb_sae.errors import ConfigError, FormatError, InputError, NonFiniteError, PathExistsError, ShapeError, WidgetError
 
 WIDTH = 64
 
@@ -666,3 +666,18 @@ def test_counting_nothing_or_a_stray_analysis_is_refused():
         count_concepts(
             {"mine": dictionary}, FakeClip(), words_of(5), analyses={"mines": analysis_of(dictionary, gaussian(9))}
         )
+
+
+def test_the_figure_shows_the_names_beside_the_null():
+    clip, listed = FakeClip(), words_of(30)
+    truth = clip.encode_text(listed, normalize=True)
+    names = name_concepts(of_directions(torch.cat([truth[:9], gaussian(20)])), clip, listed)
+    figure = ns.plots.naming(names.frame, null=names.null)
+    latents, accepted, null = figure.data
+    assert list(latents.x) == names.frame["cosine"].sort(descending=True).to_list()
+    assert latents.y[-1] == 1.0
+    assert len(accepted.x) == names.frame["accepted"].sum()
+    assert f"latent 0: {listed[0]}" in accepted.text
+    assert list(null.x) == names.null["cosine"].to_list()
+    with pytest.raises(WidgetError, match=r"names\.frame"):
+        ns.plots.naming(names.hubs)
