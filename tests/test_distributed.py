@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import signal
+import sys
+
 import pytest
 import torch
-from rank_workers import diverge, in_group, nested_problem, planted_source, start, together, train
+from rank_workers import diverge, in_group, launched, nested_problem, planted_source, start, together, train
 
 from nb_sae.errors import ConfigError
 from nb_sae.sae import distributed
@@ -70,6 +73,21 @@ def test_one_process_is_alone_and_asks_for_no_other(monkeypatch):
         distributed.join(latent_shares=2)
     with pytest.raises(ConfigError, match="processes=0"):
         distributed.launch(print, processes=0)
+
+
+def test_a_notebook_launches_processes_that_find_each_other(tmp_path, monkeypatch):
+    stop_button = signal.getsignal(signal.SIGINT)
+    distributed.launch(launched, [str(tmp_path)], processes=2)
+    assert signal.getsignal(signal.SIGINT) is stop_button
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["2 0.5", "2 0.5"]
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+
+    def mine():
+        pass
+
+    mine.__module__ = "__main__"
+    with pytest.raises(ConfigError, match=r"mine was defined in the notebook.*import it, or launch nb_sae\.train_file"):
+        distributed.launch(mine, processes=2)
 
 
 # ── training ────────────────────────────────────────────────────────────────────────────────────────────────────

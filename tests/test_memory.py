@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from sessions import CONFIG, CONFIGS, TRAIN, rows, same, start, state
@@ -67,3 +72,59 @@ def test_other_errors_of_torch_come_out_as_they_are(source, monkeypatch):
     monkeypatch.setattr(session._state, "backward", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         session.run(progress=False)
+
+
+MEASURE = """
+import os
+import sys
+import torch
+import nb_sae as ns
+from nb_sae.sae.memory import MemoryBudget
+from test_memory import KINDS
+
+def peak():
+    line = next(one for one in open("/proc/self/status") if one.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+def session(name, d_sae, width, batch):
+    store = ns.ActivationStore.from_tensor(torch.randn(2 * batch, width))
+    store.statistics()
+    train = ns.TrainConfig(rows=40 * batch, batch_rows=batch, autocast=None, dead_after_rows=4 * batch)
+    before = peak()
+    made = ns.Session(store, KINDS[name](d_sae), train, device="cpu", progress=False).run(steps=6, progress=False)
+    return made.memory.total, peak() - before
+
+for name in sys.argv[1:]:
+    child = os.fork()  # what one kind leaves free is not there for the next
+    if child == 0:
+        session(name, 64, 16, 32)  # what torch itself takes when it is first used
+        open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+        print(name, *session(name, 2048, 256, 512), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+KINDS = {
+    "topk": lambda n: ns.SAEConfig.topk(16, d_sae=n),
+    "one look": lambda n: ns.SAEConfig.msae(d_sae=n, budgets=(8, 16, 32), residual=False),
+    "rounds": lambda n: ns.SAEConfig.msae(d_sae=n, budgets=(8, 16, 32), residual=True),
+    "jump_relu": lambda n: ns.SAEConfig.jump_relu(16, d_sae=n),
+    "gated": lambda n: ns.SAEConfig.gated(d_sae=n),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux says how much a process took")
+def test_the_estimate_is_near_to_the_measured_peak():
+    """In a child, whose peak is its own. The bounds are wide: allocators differ, and so do the ways of a step."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *KINDS],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        *name, estimate, measured = line.split()
+        assert 0.7 < int(estimate) / int(measured) < 1.7, f"{name}: {line}"
+    assert done.stdout.count("\n") == len(KINDS)

@@ -7,15 +7,21 @@ there is one code for a laptop and for many machines. Nothing here knows what a 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nb_sae.errors import ConfigError, MissingDependencyError
+from nb_sae.errors import ConfigError
 from nb_sae.sae.group import AGREE_EVERY, Alone, Group
 
 __all__ = ["LATENT_DIM", "Alone", "Group", "Ranks", "join", "launch"]
@@ -210,26 +216,53 @@ def join(latent_shares: int = 1) -> Group:
     return Ranks(latent_shares) if dist.get_world_size() > 1 else _alone(latent_shares)
 
 
-def launch(function: Any, arguments: Sequence[Any] = (), *, processes: int) -> None:
-    """Run `function(*arguments)` in several processes from a notebook, by accelerate's launcher.
+def launch(function: Callable[..., Any], arguments: Sequence[Any] = (), *, processes: int) -> None:
+    """Run `function(*arguments)` in several processes of this machine, from a notebook; `join` in it finds the others.
 
-    What the function makes has to be saved to a file: nothing comes back. A notebook that has already used its GPU
-    cannot start GPU processes; accelerate says so.
+    The processes are started anew. Forked ones, as accelerate's `notebook_launcher` makes, hang in what the notebook
+    has used before (threads of polars, a GPU). So the function has to be importable, such as
+    `nb_sae.train_file.train_from_file`. Nothing comes back: what it makes has to be saved to a file.
 
     Raises:
-        MissingDependencyError: accelerate is not installed.
-        ConfigError: fewer than one process.
+        ConfigError: fewer than one process, or a function that was defined in the notebook.
+        torch.distributed.elastic.multiprocessing.errors.ChildFailedError: a process failed; tells which and why.
     """
     if processes < 1:
         raise ConfigError(f"processes={processes} is below 1. Give the number of GPUs, or of CPU processes.")
+    if function.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+        raise ConfigError(
+            f"{function.__qualname__} was defined in the notebook, where new processes do not find it. Write it into a "
+            "file beside the notebook and import it, or launch nb_sae.train_file.train_from_file."
+        )
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    start = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0, start_method=start,
+    )  # fmt: skip
+    with _signals_restored():
+        elastic_launch(config, _without_result)(function, *arguments)
+
+
+@contextmanager
+def _signals_restored() -> Iterator[None]:
+    """torch's launcher takes over the stop button to pass it on to the processes, and does not give it back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
     try:
-        from accelerate import notebook_launcher  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Training in several processes from a notebook needs 'accelerate', which is not installed. "
-            "Run: pip install accelerate, or start the same code with torchrun."
-        ) from error
-    notebook_launcher(function, args=tuple(arguments), num_processes=processes)
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+def _without_result(function: Callable[..., Any], *arguments: Any) -> None:
+    """What a function gives is sent to the notebook otherwise, and a session cannot be."""
+    function(*arguments)
 
 
 def _alone(latent_shares: int) -> Alone:
