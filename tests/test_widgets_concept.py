@@ -72,7 +72,7 @@ class FakeEditor:
 @dataclass(frozen=True)
 class FakeNames:
     frame: pl.DataFrame
-    about: dict = field(default_factory=lambda: {"rule": "null at a false-name rate of 5 %"})
+    about: dict = field(default_factory=lambda: {"accept": "null", "false_name_rate": 0.05})
 
 
 def fake_names(d_sae: int = 64, *, hostile: bool = False) -> FakeNames:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from nb_sae.analysis.pictures import pictures_frame
 from nb_sae.analysis.schema import PICTURES
+from nb_sae.concepts.index import SearchIndex
 from nb_sae.errors import ConfigError, StoreError
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.types import ActivationSource, Inputs
@@ -47,7 +48,9 @@ class Answer:
 
 
 class ConceptEditor:
-    """Sets latents of rows of a store and answers what changes. Reads the store once and keeps its rows in memory.
+    """Sets latents of rows of a store and answers what changes.
+
+    Made once, it answers without reading the store again where its rows fit into memory (`SearchIndex`).
 
     The reconstruction error stays in the row: x' = x + Σ (new − old) W_dec, so an edit that changes nothing changes
     nothing. Retrieval is exact, by cosine over the rows as they are; the row itself is left out.
@@ -93,14 +96,13 @@ class ConceptEditor:
         self.dictionary = dictionary
         self._ids = ids.to_numpy()
         self._keys = dict(store.inputs.select("input_id", "key").iter_rows())
-        self._x = torch.cat([rows for _, rows in store.chunks(65_536)]).float()
-        self._unit = F.normalize(self._x, dim=-1)
+        self._store, self._index = store, SearchIndex(store)
         self._inputs, self._site = inputs, store.site
         self._texts = clip.encode_text(self.prompts, normalize=True).float().cpu() if self.prompts else None
         self._scale = float(clip.logit_scale) if self.prompts else 1.0
         self._rng = np.random.default_rng(seed)
         self._high = self._percentiles()
-        chosen = self._rng.choice(len(self._x), min(6, len(self._x)), replace=False) if queries is None else queries
+        chosen = self._rng.choice(len(store), min(6, len(store)), replace=False) if queries is None else queries
         self.queries = [self._row(int(row)) for row in chosen]
 
     def high(self, latent: int) -> float:
@@ -109,17 +111,17 @@ class ConceptEditor:
 
     def another(self) -> int:
         """A row drawn at random."""
-        return int(self._rng.integers(len(self._x)))
+        return int(self._rng.integers(len(self._store)))
 
     @torch.no_grad()
     def edit(self, row: int, latents: Mapping[int, float]) -> Answer:
         """What this row finds with latents set to activations; with none, as it is."""
         row = self._row(row)
-        x = self._x[row : row + 1]
+        x = self._store[[row]]
         values, indices = self.dictionary.encode(x, sparse=True)
         edited = self.dictionary.edit_rows(x, set={**latents}) if latents else x
-        unit = F.normalize(edited.cpu(), dim=-1)[0]
-        scores = self._unit @ unit
+        unit, before = F.normalize(edited.cpu(), dim=-1)[0], F.normalize(x, dim=-1)[0]
+        scores = self._index.scores(edited)[0].cpu()
         scores[row] = -torch.inf
         best = scores.topk(self.hits)
         places = best.indices.numpy()
@@ -137,7 +139,7 @@ class ConceptEditor:
             probabilities = tuple((self._scale * (self._texts @ unit)).softmax(0).tolist())
         order = values[0].argsort(descending=True)[:ACTIVE]
         active = tuple((int(indices[0, i]), float(values[0, i])) for i in order if float(values[0, i]) > 0)
-        cosine = float(unit @ self._unit[row])
+        cosine = float(unit @ before)
         return Answer(row, int(self._ids[row]), hits, probabilities, cosine, active)
 
     def pictures(self, input_ids: Sequence[int]) -> pl.DataFrame:
@@ -149,16 +151,15 @@ class ConceptEditor:
         return frame.select("input_id", "webp").with_columns(pl.Series("key", keys, pl.String))
 
     def _row(self, row: int) -> int:
-        if not 0 <= row < len(self._x):
-            raise ConfigError(f"row={row} is outside the store's rows 0 … {len(self._x) - 1}.")
+        if not 0 <= row < len(self._store):
+            raise ConfigError(f"row={row} is outside the store's rows 0 … {len(self._store) - 1}.")
         return row
 
     def _percentiles(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        rows = self._x
-        if len(rows) > SAMPLE_ROWS:
-            rows = rows[np.sort(self._rng.choice(len(rows), SAMPLE_ROWS, replace=False))]
+        total = len(self._store)
+        rows = np.sort(self._rng.choice(total, min(SAMPLE_ROWS, total), replace=False))
         values, indices = [], []
-        for part in rows.split(4096):
+        for part in self._store[rows].split(4096):
             value, index = self.dictionary.encode(part, sparse=True)
             values.append(value[value > 0].cpu())
             indices.append(index[value > 0].cpu())

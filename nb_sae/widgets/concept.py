@@ -130,7 +130,7 @@ class ConceptDashboard(Dashboard):
             "site": wire.clean_text(analysis.site.name),
             "rows": int(analysis.rows),
             "d_sae": int(analysis.d_sae),
-            "rule": wire.clean_text(getattr(names, "about", {}).get("rule", "")),
+            "rule": _rule(getattr(names, "about", {})),
             "prompts": [wire.clean_text(prompt) for prompt in (editor.prompts if editor is not None else ())],
             "hits": int(editor.hits) if editor is not None else 0,
             "edits": editor is not None,
@@ -209,6 +209,14 @@ class ConceptDashboard(Dashboard):
 
 def _four(name: str) -> tuple[str, str, str, str]:
     return f"{name}_header", name, f"{name}_thumbs_header", f"{name}_thumbs"
+
+
+def _rule(about: Mapping[str, Any]) -> str:
+    """How names were accepted, in words."""
+    if about.get("accept") == "null":
+        return f"names that chance gives to {about['false_name_rate']:.0%} of meaningless latents"
+    limits = about.get("cosine_and_ratio")
+    return f"names of cosine ≥ {limits[0]:g} and ratio ≥ {limits[1]:g}" if limits else ""
 
 
 def _concepts(analysis: Any, names: Any) -> pl.DataFrame:
