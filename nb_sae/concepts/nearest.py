@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK_BYTES = 128 * 2**20
-"""Of the similarities that are held at a time; two such blocks at most exist at once."""
+BLOCK_BYTES = 32 * 2**20
+"""Of the similarities that are held at a time: few enough to be read again before they have left the cache."""
 GROUP = 64
 """Words whose largest similarity is taken first: the k largest of all lie in the k groups with the largest maxima."""
 
@@ -33,20 +33,20 @@ def nearest_words(
     count = len(words)
     block = block or max(1, BLOCK_BYTES // (4 * max(count, 1)))
     # Groups must be full: the missing words at the end are as far as can be.
-    padded = -(-count // GROUP) * GROUP if count > 4 * GROUP * k else count
+    grouped = count > 4 * GROUP * k
+    padded = -(-count // GROUP) * GROUP if grouped else count
     transposed = words.new_zeros(words.shape[1], padded)
     transposed[:, :count] = words.T
-    bias = words.new_zeros(padded)
-    if penalty is not None:
-        bias[:count] = -penalty
-    bias[count:] = -torch.inf
     values, numbers = words.new_empty(len(directions), k), torch.empty(len(directions), k, dtype=torch.long)
     numbers = numbers.to(words.device)
     held = words.new_empty(min(block, len(directions)), padded)
     for first in range(0, len(directions), block):
         rows = directions[first : first + block]
-        similarity = torch.addmm(bias, rows, transposed, out=held[: len(rows)])
-        part, chosen = _largest(similarity, k) if padded > count or count > 4 * GROUP * k else similarity.topk(k)
+        similarity = torch.mm(rows, transposed, out=held[: len(rows)])
+        if penalty is not None:
+            similarity[:, :count] -= penalty
+        similarity[:, count:] = -torch.inf
+        part, chosen = _largest(similarity, k) if grouped else similarity.topk(k)
         values[first : first + block] = part + (penalty[chosen] if penalty is not None else 0.0)
         numbers[first : first + block] = chosen
     return values, numbers

@@ -194,28 +194,39 @@ def draw_null(
         Hernandez et al. 2022, Natural Language Descriptions of Deep Visual Features (MILAN), arXiv:2201.11114.
     """
     drawn = null_directions(directions, count, seed=seed)
-    block = block or max(1, 2**25 // len(words))
-    total, squares, prior = (torch.zeros(len(words), dtype=torch.double, device=words.device) for _ in range(3))
-    for part in drawn.split(block):
-        similarity = part @ words.T
-        total += similarity.sum(0)
-        squares += similarity.square_().sum(0)
-        if pmi:
-            prior += torch.softmax((part @ words.T) / temperature, dim=-1).sum(0)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6)
-    # log p(word | direction) is cosine / temperature less a number that all words share: ranking by it less λ log p is
-    # ranking by the cosine less λ · temperature · log p.
-    penalty = (pmi * temperature * (prior / count).clamp_min(1e-30).log()).to(words) if pmi else None
+    # Mean and spread of every word's cosines follow from the first two moments of the draws: no product with them all.
+    mean = words @ drawn.mean(0)
+    second = drawn.T @ drawn / count
+    std = ((words @ second * words).sum(-1) - mean.square()).clamp_min(0).sqrt().clamp_min(1e-6)
+    penalty = _penalty(drawn, words, pmi=pmi, temperature=temperature, block=block) if pmi else None
     values, numbers = nearest_words(drawn, words, penalty, 2, block=block)
     null = Null(
         cosine=values[:, 0],
         margin=values[:, 0] - values[:, 1],
         score=torch.empty(0),
         word=numbers[:, 0],
-        mean=mean.to(words),
-        std=std.to(words),
+        mean=mean,
+        std=std,
         penalty=penalty,
         runner_up=values[:, 1],
     )
     return Null(**{**vars(null), "score": null.score_of(null.cosine, null.word)})
+
+
+def _penalty(
+    drawn: Float[Tensor, "count d"],
+    words: Float[Tensor, "words d"],
+    *,
+    pmi: float,
+    temperature: float,
+    block: int | None,
+) -> Float[Tensor, " words"]:
+    """What the correction takes off each word's cosine.
+
+    log p(word | direction) is cosine / temperature less a number that all words share: ranking by it less λ log p is
+    ranking by the cosine less λ · temperature · log p.
+    """
+    prior = torch.zeros(len(words), dtype=torch.double, device=words.device)
+    for part in drawn.split(block or max(1, 2**24 // len(words))):
+        prior += torch.softmax((part @ words.T) / temperature, dim=-1).sum(0)
+    return (pmi * temperature * (prior / len(drawn)).clamp_min(1e-30).log()).to(words)
