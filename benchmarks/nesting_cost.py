@@ -17,7 +17,8 @@ import time
 from typing import Any
 
 import torch
-from train_step import ROOT, Ours, Product, rows, save_figure, timed
+from figure import Panel, lines
+from train_step import ROOT, Ours, Product, rows, timed
 
 SMALLEST = 16
 
@@ -64,19 +65,17 @@ def line(found: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any]) -> None:
-    from plotly.subplots import make_subplots
+    def panel(title: str, key: str, x_name: str, logarithmic: bool) -> Panel:
+        points = result["levels" if key == "levels" else "latents"]
+        series = {name: [(point[key], point[name]) for point in points] for name in ("nested", "plain")}
+        return title, x_name, series, logarithmic
 
-    figure = make_subplots(1, 2, subplot_titles=("levels, doubling from 16", "latents, budgets 16…128"))
-    for column, (points, key) in enumerate(((result["levels"], "levels"), (result["latents"], "n")), start=1):
-        for name, colour in (("nested", "#1f77b4"), ("plain", "#b0b0b0")):
-            x, y = [point[key] for point in points], [point[name] for point in points]
-            line = {"color": colour}
-            figure.add_scatter(x=x, y=y, name=name, line=line, showlegend=column == 1, row=1, col=column)
-    figure.update_xaxes(type="log", row=1, col=2)
-    figure.update_yaxes(type="log", title_text="milliseconds", row=1, col=2)
-    figure.update_yaxes(title_text="milliseconds", rangemode="tozero", row=1, col=1)
-    figure.update_layout(template="plotly_white", title="A step with nested budgets, and with the largest one alone")
-    save_figure(figure, ROOT / "docs/nesting_cost")
+    panels = [
+        panel(f"{result['batch']:,} rows, {result['n']:,} latents", "levels", "budgets, doubling from 16", False),
+        panel(f"{result['wide_batch']:,} rows, budgets 16…128", "n", "latents", True),
+    ]
+    title = "A step with nested budgets, and with the largest one alone"
+    lines(ROOT / "docs/nesting_cost.svg", title, panels, unit="ms")
     (ROOT / "docs/nesting_cost.json").write_text(json.dumps(result, indent=1) + "\n")
 
 

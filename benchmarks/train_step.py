@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figure import bars
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import dense_reference
@@ -236,8 +237,6 @@ def table(result: dict[str, Any]) -> str:
 
 def write_docs(result: dict[str, Any]) -> None:
     """The numbers, the table between its marks in docs/speed.md, and a figure."""
-    import plotly.graph_objects as go
-
     docs = ROOT / "docs"
     (docs / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
     page = docs / "speed.md"
@@ -246,25 +245,7 @@ def write_docs(result: dict[str, Any]) -> None:
     before, rest = text.split(start)
     page.write_text(before + start + table(result) + "\n" + stop + rest.split(stop)[1])
     times = {name: value for name, value in result["milliseconds"].items() if not name.startswith("product")}
-    names = list(reversed(times))
-    colours = ["#1f77b4" if name.startswith("ours") else "#b0b0b0" for name in names]
-    figure = go.Figure(
-        go.Bar(
-            x=[times[name] for name in names], y=names, orientation="h", marker_color=colours, texttemplate="%{x:.0f}"
-        )
-    )
-    figure.update_layout(
-        title="One training step", xaxis_title="milliseconds (log scale)", xaxis_type="log", template="plotly_white"
-    )
-    save_figure(figure, docs / "train_step")
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """PNG where plotly can draw one (kaleido and a browser), else a page that loads plotly from the network."""
-    try:
-        figure.write_image(path.with_suffix(".png"), width=900, height=520)
-    except Exception:
-        figure.write_html(path.with_suffix(".html"), include_plotlyjs="cdn")
+    bars(docs / "train_step.svg", "One training step", times, marked="ours", unit="milliseconds")
 
 
 def main() -> None:
