@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import re
 from pathlib import Path
 
 import polars as pl
 import pytest
-from widget_fakes import HOSTILE, LONE_SURROGATE, fake_analysis
+from widget_fakes import HOSTILE, LONE_SURROGATE, built, fake_analysis
 
 import nb_sae as ns
 from nb_sae import atomic
 from nb_sae.analysis.schema import NOTES
-from nb_sae.errors import ConfigError, FormatError, InputError, StoreError
+from nb_sae.errors import ConfigError, FormatError, InputError, StoreError, WidgetError
+from nb_sae.widgets.feature import FeatureDashboard
+
+__all__ = ["built"]
+pytestmark = pytest.mark.usefixtures("built")
 
 
 def fresh(kind: str = "pooled", d_sae: int = 8) -> ns.Analysis:
@@ -188,3 +194,78 @@ def test_notes_are_not_written_into_a_folder_that_is_gone(tmp_path):
     analysis.save(tmp_path / "c")
     analysis.note(1, label="x")
     assert ns.Analysis.load(tmp_path / "c").notes.height == 1
+
+
+# ── in the feature dashboard ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def noted() -> tuple[ns.Analysis, FeatureDashboard, list]:
+    analysis = fresh("patches")
+    dashboard = FeatureDashboard(analysis, names={1: "automatic", 2: "other"}, latent=1)
+    sent = []
+    dashboard.send = lambda content, buffers=None: sent.append(content)
+    return analysis, dashboard, sent
+
+
+def ask(dashboard: FeatureDashboard, **what) -> None:
+    dashboard._on_request(dashboard, {"id": 7, "kind": "note", **what}, [])
+
+
+def test_a_label_typed_on_the_card_reaches_the_analysis_and_wins_over_the_name(noted):
+    analysis, dashboard, sent = noted
+    assert dashboard.name_of(1) == "automatic"
+    ask(dashboard, latent=1, label="glasses", rating=5, comment="thick")
+    assert sent == [{"id": 7, "ok": True}]
+    assert analysis.notes.rows() == [(1, "glasses", 5, "thick")]
+    assert dashboard.notes == {"1": {"label": "glasses", "rating": 5, "comment": "thick"}}
+    assert dashboard.name_of(1) == "glasses"
+    assert "“glasses”" in repr(dashboard)
+    with_label = dashboard.picture()
+    ask(dashboard, latent=1, label="", rating=0, comment="")
+    assert dashboard.notes == {}
+    assert dashboard.name_of(1) == "automatic"
+    assert dashboard.picture() != with_label
+
+
+def test_a_note_from_python_reaches_every_open_dashboard(noted):
+    analysis, dashboard, _ = noted
+    second = FeatureDashboard(analysis)
+    analysis.note(4, label="x")
+    assert dashboard.notes == second.notes == {"4": {"label": "x", "rating": None, "comment": None}}
+    assert second.get_state()["notes"] == second.notes
+
+
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [
+        ({"latent": 99, "label": "x"}, "latent=99 is none"),
+        ({"latent": 1, "rating": 9}, "rating=9"),
+        ({"latent": 1, "label": {"a": 1}}, "is a dict"),
+        ({}, "latent=None|says nothing"),
+    ],
+)
+def test_a_note_that_is_refused_is_answered_with_why(noted, what, cause):
+    analysis, dashboard, sent = noted
+    ask(dashboard, **what)
+    assert sent[0]["ok"] is False
+    assert re.search(cause, sent[0]["error"]["cause"])
+    assert analysis.notes.is_empty()
+
+
+def test_a_dashboard_of_an_analysis_without_notes_offers_none():
+    dashboard = FeatureDashboard(fake_analysis("patches"))
+    assert dashboard.notes is None
+    assert dashboard._answer({"id": 1, "kind": "ping"})[0]["ok"]
+    with pytest.raises(WidgetError, match="answers no request of kind 'note'"):
+        dashboard._answer({"id": 1, "kind": "note", "latent": 1, "label": "x"})
+
+
+def test_an_analysis_does_not_keep_closed_dashboards_alive():
+    analysis = fresh()
+    dashboard = FeatureDashboard(analysis)
+    dashboard.close()
+    del dashboard
+    gc.collect()
+    analysis.note(1, label="x")
+    assert analysis.book._watching == []

@@ -2,6 +2,7 @@
 
 dashboard = ns.FeatureDashboard(analysis)
 dashboard.latent = 417        # or choose it in the browser and read it here
+analysis.note(417, label="glasses", rating=5)   # or on the card; both show it at once
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class FeatureDashboard(Dashboard):
         latent: The latent to start with; None: the first of the saved ones.
         saved: The latents whose cards stay in the saved notebook and in the report, or how many of them. A number lets
             the levels take turns, each giving its latent with the largest maximum; see `saved_latents`.
-        names: Names to show, `{latent: name}` or a frame with the columns `latent` and `name`.
+        names: Names to show, `{latent: name}` or a frame with the columns `latent` and `name`. A label of the user
+            (`analysis.note`, or typed on the card) is shown in place of a name.
         examples: Top examples of a card; each of the ten intervals shows a quarter of it.
 
     Raises:
@@ -69,6 +71,9 @@ class FeatureDashboard(Dashboard):
     saved = traitlets.Bytes(help="The cards of the saved latents.").tag(sync=True)
     thumbs_header = traitlets.Dict(help="Where each picture of `thumbs` ends.").tag(sync=True)
     thumbs = traitlets.Bytes(help="The pictures of the saved cards, each once.").tag(sync=True)
+    notes = traitlets.Dict(
+        None, allow_none=True, help="{latent: {label, rating, comment}}; None where the analysis keeps no notes."
+    ).tag(sync=True)
 
     def __init__(
         self,
@@ -91,7 +96,9 @@ class FeatureDashboard(Dashboard):
         start = LatentNumber().validate(self, start)
         if start not in self.saved_latents:
             self.saved_latents.append(start)
-        super().__init__(latent=start, **self._state(rule))
+        super().__init__(latent=start, **self._state(rule), notes=_read_notes(analysis))
+        if self.notes is not None:
+            analysis.book.watch(self._show_notes)
 
     def _choose(self, saved: Iterable[int] | int | None) -> tuple[list[int], str]:
         """The latents whose cards are saved, and the rule in words."""
@@ -141,23 +148,33 @@ class FeatureDashboard(Dashboard):
         }  # fmt: skip
 
     def _respond(self, kind: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
+        if kind == "note" and self.notes is not None:
+            self.analysis.note(*(request.get(name) for name in ("latent", "label", "rating", "comment")))
+            return {}, []
         if kind != "card":
             return super()._respond(kind, request)
         latent = LatentNumber().validate(self, request.get("latent"))
         header, block, thumbs_header, thumbs = cut_cards(self.analysis, [latent], self._limits).pack()
         return {"header": header, "thumbs_header": thumbs_header}, [block, thumbs]
 
+    def _show_notes(self) -> None:
+        self.notes = _read_notes(self.analysis)
+
+    def name_of(self, latent: int) -> str | None:
+        """The user's label of a latent, else its name in `names=`; None where it has neither."""
+        return (self.notes or {}).get(str(latent), {}).get("label") or self.names.get(latent)
+
     def _picture_key(self) -> object:
-        return self.latent
+        return self.latent, self.name_of(self.latent)
 
     def _draw_picture(self) -> bytes:
         from nb_sae.widgets.picture import draw_feature
 
-        return draw_feature(self.analysis, self.latent, self.names.get(self.latent))
+        return draw_feature(self.analysis, self.latent, self.name_of(self.latent))
 
     def _summary(self) -> str:
         row = self.analysis.latents.row(by_predicate=pl.col("latent") == self.latent, named=True)
-        name = self.names.get(self.latent)
+        name = self.name_of(self.latent)
         named = f" “{wire.visible_text(name)}”" if name else ""
         said = f"FeatureDashboard of {self.d_sae:,} latents at {wire.visible_text(self.analysis.site.name)}; "
         if row["dead"]:
@@ -182,6 +199,17 @@ def _check_analysis(analysis: Any) -> None:
             f"The table of latents has {analysis.latents.height} rows, the dictionary {analysis.d_sae} latents. "
             "Run ns.analyze again on this dictionary."
         )
+
+
+def _read_notes(analysis: Any) -> dict[str, dict[str, Any]] | None:
+    """The notes as the browser reads them; None for an analysis without."""
+    frame = getattr(analysis, "notes", None)
+    if frame is None:
+        return None
+    return {
+        str(latent): {"label": label, "rating": rating, "comment": comment}
+        for latent, label, rating, comment in frame.select("latent", "label", "rating", "comment").iter_rows()
+    }
 
 
 def _read_names(names: Mapping[int, str] | pl.DataFrame | None, d_sae: int) -> dict[int, str]:

@@ -20,6 +20,7 @@ export default dashboard((model, el, life) => {
   const { latents: table } = unpack(model.get("latents_header"), model.get("latents"));
   if (!table) throw new Error("The dashboard's state holds no table of latents. Run the cell again.");
   const latents = new Latents(table);
+  latents.readNotes(model.get("notes"));
   const rpc = new Rpc(model, life);
   const state = new State<View>({
     latent: model.get("latent") as number,
@@ -34,6 +35,7 @@ export default dashboard((model, el, life) => {
     held: false,
     scale: "card",
     kernel: rpc.kernel,
+    notes: model.get("notes"),
     order: [],
   });
   const panel: Panel = { about, latents, state, source: source(model, rpc, life) };
@@ -52,6 +54,12 @@ export default dashboard((model, el, life) => {
   root.append(h("div", { class: "nbs-shell" }, bar, h("div", { class: "nbs-main" }, list, card)));
   el.append(root);
 
+  life.add(
+    onTrait(model, "notes", (notes) => {
+      latents.readNotes(notes);
+      state.set("notes", notes);
+    }),
+  );
   life.add(rpc.onKernel((kernel) => state.set("kernel", kernel)));
   life.add(state.on(["kernel"], () => tell(status, state.get("kernel"))));
   life.add(keysPanel(bar.parentElement as HTMLElement, panel));
@@ -112,6 +120,10 @@ function source(model: AnyModel, rpc: Rpc, life: Life): Source {
       if (!card) throw new Error(`The kernel's answer holds no card of latent ${latent}.`);
       keep(latent, set, card);
       return card;
+    },
+    // Empty takes a part away; nothing would leave it as it was.
+    note: async (latent, { label, rating, comment }) => {
+      await rpc.request("note", { latent, label: label ?? "", rating: rating ?? 0, comment: comment ?? "" });
     },
   };
 }

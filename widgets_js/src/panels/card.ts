@@ -5,6 +5,7 @@ import { errorCard } from "../core/errors";
 import { count, percent, sig3, visible } from "../core/format";
 import { examplesPanel } from "./examples";
 import { histogramPanel } from "./histogram";
+import { notePanel } from "./note";
 import type { Panel, Readout } from "./shared";
 import type { About, Card } from "./tables";
 
@@ -14,9 +15,10 @@ const BUSY_WORDS_MS = 2_000;
 export function cardPanel(root: HTMLElement, panel: Panel): () => void {
   const { state, source, latents } = panel;
   const head = h("header", { class: "nbs-title" });
+  const note = h("section", { class: "nbs-section" });
   const body = h("div", { class: "nbs-body" });
   const foot = h("footer", { class: "nbs-readout", role: "status", "aria-live": "polite" });
-  const scroller = h("div", { class: "nbs-scroll" }, head, body);
+  const scroller = h("div", { class: "nbs-scroll" }, head, note, body);
   root.append(scroller, foot);
   const readout: Readout = (parts) => {
     const [first = "", ...rest] = parts;
@@ -73,6 +75,8 @@ export function cardPanel(root: HTMLElement, panel: Panel): () => void {
     else void ask(latent, turn, false);
   };
 
+  const stopNote = notePanel(note, panel);
+  const stopNotes = state.on(["notes"], () => drawHead(head, panel, state.get("latent")));
   const stopLatent = state.on(["latent"], () => {
     scroller.scrollTop = 0;
     show();
@@ -90,6 +94,8 @@ export function cardPanel(root: HTMLElement, panel: Panel): () => void {
     turn += 1;
     stopLatent();
     stopKernel();
+    stopNotes();
+    stopNote();
     clear();
   };
 }
@@ -104,6 +110,8 @@ function drawHead(head: HTMLElement, { about, latents }: Panel, latent: number):
   const name = latents.name(latent);
   const title = h("h3", {}, `Latent ${latent}`);
   if (name) title.append(" ", bdi(visible(name), "nbs-name"));
+  const found = latents.found(latent);
+  if (found && found !== name) title.append(" ", h("span", { class: "nbs-badge" }, "automatic: ", bdi(visible(found))));
   const dead = Boolean(latents.dead[latent]);
   if (dead) title.append(" ", h("span", { class: "nbs-badge" }, "dead"));
   const rows = latents.active_rows[latent] ?? 0;

@@ -2,6 +2,7 @@
 
 import { isTyping } from "../core/a11y";
 import { h } from "../core/dom";
+import { openNote } from "./note";
 import type { Panel } from "./shared";
 
 const KEYS: [string, string][] = [
@@ -11,6 +12,7 @@ const KEYS: [string, string][] = [
   ["← →", "move among pictures or tokens"],
   ["hold h", "pictures without the heat map"],
   ["t", "strongest, all strengths"],
+  ["n", "label, rate or comment"],
   ["?", "show or hide this"],
 ];
 
@@ -37,6 +39,7 @@ export function keysPanel(root: HTMLElement, panel: Panel): () => void {
       "]": () => neighbour(panel, 1),
       "?": () => toggle(),
       h: () => state.set("held", true),
+      n: () => openNote(root),
       t: () => state.set("examples", state.get("examples") === "top" ? "intervals" : "top"),
     };
     const action = actions[event.key];

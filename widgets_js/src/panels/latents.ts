@@ -54,8 +54,6 @@ export function latentsPanel(root: HTMLElement, panel: Panel): () => void {
   const search = h("input", {
     type: "search",
     class: "nbs-search",
-    placeholder: latents.names ? "Number or name  /" : "Number  /",
-    "aria-label": latents.names ? "Search latents by number or name" : "Search latents by number",
     spellcheck: "false",
     autocomplete: "off",
   });
@@ -71,7 +69,6 @@ export function latentsPanel(root: HTMLElement, panel: Panel): () => void {
     choose: (index) => state.set("latent", state.get("order")[index] as number),
   });
   const buttons = headerButtons(header, panel);
-  root.classList.toggle("nbs-named", latents.names !== undefined);
   root.append(
     h("div", { class: "nbs-tools" }, search, h("div", { class: "nbs-filters" }, deadBox.label, savedBox.label)),
     header,
@@ -98,7 +95,14 @@ export function latentsPanel(root: HTMLElement, panel: Panel): () => void {
 
   const position = () => Array.prototype.indexOf.call(state.get("order"), state.get("latent"));
   const stops = [
-    state.on(["query", "sort", "descending", "showDead", "savedOnly"], () => {
+    state.on(["notes"], () => {
+      const named = latents.named;
+      root.classList.toggle("nbs-named", named);
+      for (const { key, button } of buttons) button.hidden = key === "name" && !named;
+      search.placeholder = named ? "Number or name  /" : "Number  /";
+      search.setAttribute("aria-label", `Search latents by number${named ? " or name" : ""}`);
+    }),
+    state.on(["query", "sort", "descending", "showDead", "savedOnly", "notes"], () => {
       const order = ordered(latents, pick(state), source.isSaved);
       state.set("order", order);
       list.reset(order.length, position());
@@ -144,8 +148,8 @@ function checkbox(text: string) {
   return { input, label: h("label", { class: "nbs-check" }, input, text) };
 }
 
-function headerButtons(header: HTMLElement, { latents, state }: Panel) {
-  return COLUMNS.filter(({ key }) => key !== "name" || latents.names).map(({ key, label, title }) => {
+function headerButtons(header: HTMLElement, { state }: Panel) {
+  return COLUMNS.map(({ key, label, title }) => {
     const arrow = h("i");
     const button = h(
       "button",
@@ -175,7 +179,7 @@ function drawRow(row: HTMLElement, { latents, source }: Panel, latent: number): 
   const facts = dead ? "dead" : `density ${percent(density)}, largest ${sig3(latents.max[latent] ?? 0)}, ${level}`;
   row.setAttribute("aria-label", `Latent ${latent}${name ? `, ${visible(name)}` : ""}, ${facts}`);
   row.append(h("span", { class: "nbs-col-latent" }, String(latent)));
-  if (latents.names) {
+  if (latents.named) {
     row.append(h("span", { class: "nbs-col-name", title: name && visible(name) }, name ? bdi(visible(name)) : "–"));
   }
   const bar = h("i", { class: "nbs-bar" });

@@ -2,7 +2,7 @@
 
 import type { Kernel } from "../core/rpc";
 import type { State } from "../core/state";
-import type { About, Card, Latents } from "./tables";
+import type { About, Card, Latents, Note } from "./tables";
 
 export type SortKey = "latent" | "name" | "level" | "density" | "max";
 
@@ -22,6 +22,8 @@ export interface View {
   /** Colours run to the card's largest activation, or to each example's own. */
   scale: "card" | "example";
   kernel: Kernel;
+  /** The notes as they came; those to use are in `latents`. */
+  notes: unknown;
   /** Latents in the order of the list, for previous and next. */
   order: ArrayLike<number>;
 }
@@ -35,6 +37,8 @@ export interface Source {
   ask(latent: number): Promise<Card>;
   /** A whole card that the kernel gave before. */
   asked(latent: number): Card | undefined;
+  /** Keep what the user says. Rejects with an error to show. */
+  note(latent: number, note: Note): Promise<void>;
 }
 
 export interface Panel {

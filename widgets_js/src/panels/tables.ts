@@ -17,6 +17,16 @@ export interface About {
   rule: string;
 }
 
+/** What the user says about a latent. */
+export interface Note {
+  label: string | null;
+  /** 1 … `STARS`. */
+  rating: number | null;
+  comment: string | null;
+}
+
+export const STARS = 5;
+
 /** Every latent, one row each; row number and latent number are the same. */
 export class Latents {
   readonly length: number;
@@ -27,6 +37,11 @@ export class Latents {
   readonly level: Numbers;
   readonly dead: Numbers;
   readonly names: (string | null)[] | undefined;
+  /** Whether the analysis keeps notes. */
+  notable = false;
+  notes: ReadonlyMap<number, Note> = new Map();
+  /** Some latent has a name or a label. */
+  named = false;
 
   constructor(table: Table) {
     this.length = table.rows;
@@ -39,8 +54,22 @@ export class Latents {
     this.names = table.has("name") ? (table.json("name") as (string | null)[]) : undefined;
   }
 
+  /** The user's label, else the name that was found. */
   name(latent: number): string | undefined {
+    return this.notes.get(latent)?.label || this.found(latent);
+  }
+
+  found(latent: number): string | undefined {
     return this.names?.[latent] ?? undefined;
+  }
+
+  /** From the trait: `{latent: note}`, or null where the analysis keeps none. */
+  readNotes(trait: unknown): void {
+    this.notable = typeof trait === "object" && trait !== null;
+    this.notes = new Map(
+      Object.entries((trait ?? {}) as Record<string, Note>).map(([key, note]) => [Number(key), note]),
+    );
+    this.named = this.names !== undefined || [...this.notes.values()].some(({ label }) => label);
   }
 }
 
