@@ -85,7 +85,10 @@ def test_planted_demo_phrases_are_named_right(demo_world: DemoWorld):  # noqa: F
     truth = embedded.unit("text_mean")
     noise = F.normalize(gaussian(len(truth), truth.shape[1]), dim=-1) * 0.5
     names = name_concepts(of_directions(truth + noise), demo_world.clip, embedded)
-    assert (names.frame["name"] == pl.Series(embedded.vocabulary.words)).mean() >= 0.95
+    listed = embedded.vocabulary
+    meaning = {word: listed.meanings.get(word, word) for word in listed.words}  # synonyms are one direction: grey, gray
+    right = [meaning[name] == meaning[word] for name, word in zip(names.frame["name"], listed.words, strict=True)]
+    assert np.mean(right) >= 0.95
 
 
 def test_true_directions_of_the_attributes_are_all_named_and_accepted(demo_world: DemoWorld):  # noqa: F811
@@ -98,6 +101,18 @@ def test_true_directions_of_the_attributes_are_all_named_and_accepted(demo_world
     means = [names.about["meanings"].get(name) for name in names.frame["name"]]
     assert means == list(DRAWN)
     assert names.frame["accepted"].mean() >= 0.9
+
+
+def test_most_drawn_attributes_have_a_latent_of_their_name_that_separates_them(demo_world: DemoWorld):  # noqa: F811
+    """Known truth of the issue: ≥ 80 % by a phrase that the caption grammar lists, with AUC ≥ 0.9 on the labels."""
+    world = demo_world
+    names = name_concepts(world.dictionary, world.clip, "demo")
+    frame = names.check(world.dictionary, world.store, world.faces.attributes, permutations=19).frame
+    good = frame.filter(pl.col("accepted") & pl.col("agrees") & (pl.col("data_auc") >= 0.9))
+    found = {names.about["meanings"][name] for name in good["name"]}
+    assert len(found & set(DRAWN)) >= 0.8 * len(DRAWN), sorted(set(DRAWN) - found)
+    assert (good["data_p"] <= 0.05).all()
+    assert frame.filter("accepted")["agrees"].mean() > 3 * frame.filter(~pl.col("accepted"))["agrees"].mean()
 
 
 # ── the null ──────────────────────────────────────────────────────────────────────────────────────────────────────
