@@ -89,12 +89,12 @@ ASSOCIATION = pl.Schema(
     {
         "concept": pl.String,
         "latent": pl.UInt32,
-        "group": pl.String,  # "Male", "race=Black", or "per unit of age" for a continuous target
+        "group": pl.String,  # "Male", "race=Black", or "age" for a continuous target
         "given": pl.String,  # what it is conditional on; null: nothing
         "effect": pl.Float64,  # rank-biserial = 2 AUC − 1 (continuous target: Spearman's rank correlation)
         "ci_low": pl.Float64,
         "ci_high": pl.Float64,
-        "difference": pl.Float64,  # standardised difference of means (continuous: slope per standard deviation)
+        "difference": pl.Float64,  # standardised difference of means (continuous: per standard deviation, Pearson's r)
         "n": pl.UInt32,  # in the group
         "n_rest": pl.UInt32,
         "missing": pl.UInt32,  # rows dropped because a label was missing
@@ -185,6 +185,50 @@ RETRIEVAL = pl.Schema(
         "parity_gap": pl.Float64,  # largest − smallest selection rate of the groups
         "chance_skew": pl.Float64,  # 97.5 % quantile of max_skew of k random rows
         "shares": pl.List(pl.Float64),  # of each group among the k, in the order of `groups`
+        "chance_parity": pl.Float64,  # 97.5 % quantile of parity_gap of k random rows
+        "p_value": pl.Float64,  # chance that k random rows have a max_skew as high
+        "q_value": pl.Float64,  # Benjamini–Hochberg over the lines of this table
+    }
+)
+
+CONTROLS = pl.Schema(
+    {
+        "concept": pl.String,
+        "latent": pl.UInt32,
+        "output": pl.String,
+        "control": pl.UInt32,  # the live latent that it is compared with
+        "density": pl.Float64,  # of the control
+        "mean": pl.Float64,  # activation of the control where it is active
+        "effect": pl.Float64,  # of the control, set to the concept's own values
+    }
+)
+
+CLASS_ERRORS = pl.Schema({"output": pl.String, **ERRORS})  # one class against all others, where there are several
+
+GAPS = pl.Schema(
+    {
+        "group": pl.String,
+        "versus": pl.String,  # what it is compared with: "the rest", or "off" for the level "on" of a concept
+        "concept": pl.String,  # null: the groups as a whole
+        "measure": pl.Enum(["accuracy", "tpr", "fpr", "positive rate"]),
+        "gap": pl.Float64,  # of the group less that of the others
+        "ci_low": pl.Float64,
+        "ci_high": pl.Float64,
+        "n": pl.UInt32,  # rows that the measure counts: of the positive ones for tpr
+        "n_rest": pl.UInt32,
+        "p_value": pl.Float64,
+        "q_value": pl.Float64,  # Benjamini–Hochberg over the lines of this table
+        "masked": pl.Boolean,
+    }
+)
+
+HISTOGRAMS = pl.Schema(
+    {
+        "concept": pl.String,
+        "latent": pl.UInt32,
+        "group": pl.String,
+        "counts": pl.List(pl.UInt32),  # rows of the group on which it is active, in equal bins from 0 to `max`
+        "max": pl.Float64,
     }
 )
 
@@ -214,5 +258,12 @@ MITIGATION = pl.Schema(
         "gap_high": pl.Float64,
         "measure": pl.String,  # "accuracy", "tpr", "fpr", "positive rate"
         "n": pl.UInt32,
+        "group": pl.String,  # the groups that the gap is between: the first less the others
+        "accuracy_change": pl.Float64,  # less that of "none", on the same rows; intervals over resampled rows, paired
+        "accuracy_change_low": pl.Float64,
+        "accuracy_change_high": pl.Float64,
+        "gap_change": pl.Float64,  # of |gap|: below 0 it shrank
+        "gap_change_low": pl.Float64,
+        "gap_change_high": pl.Float64,
     }
 )

@@ -36,6 +36,9 @@ RowNorm = Literal["layer_norm", "constant_norm"]
 SCALE_TOLERANCE = 4.0
 """Rows whose mean square distance differs by more than this factor from the training rows are of another scale."""
 
+UNIT_TOLERANCE = 1e-3
+"""Rows whose root mean square norm is so near to 1 count as L2-normalised."""
+
 
 class Dictionary(LinearDecoder, Editable):
     """Latents of one site, in model units: `encode` takes rows as the model gives them, `decode` gives such rows back.
@@ -288,6 +291,14 @@ class Dictionary(LinearDecoder, Editable):
         if self.mean is None or not self.mean_square_distance:
             return
         statistics = source.statistics()
+        norm = _root_mean_square(np.asarray(statistics.mean), statistics.mean_square_distance)
+        trained = _root_mean_square(self.mean.cpu().double().numpy(), self.mean_square_distance)
+        # Where all rows point nearly one way, as CLIP's do, normalised ones can lie near the training mean.
+        if abs(norm - 1) < UNIT_TOLERANCE and abs(trained - 1) > 0.1:
+            raise StoreError(
+                f"The rows have norm 1, in training the norm was {trained:.3g}: they were L2-normalised. Collect the "
+                "raw activations (encode_image without normalize), or train a dictionary on the normalised ones."
+            )
         offset = torch.as_tensor(statistics.mean) - self.mean.cpu().double()
         distance = statistics.mean_square_distance + float(offset.square().sum())
         ratio = distance / self.mean_square_distance
@@ -407,6 +418,11 @@ class Dictionary(LinearDecoder, Editable):
             rule += f", widths {', '.join(map(str, self.widths))}"
         place = f"{self.site!r} of {self.model!r}" if self.site else "no site"
         return f"Dictionary({self.d_sae:,} latents of width {self.d_in}, {rule}, {place})"
+
+
+def _root_mean_square(mean: np.ndarray, mean_square_distance: float) -> float:
+    """Of the norms of rows, from their statistics."""
+    return math.sqrt(mean_square_distance + float(mean @ mean))
 
 
 _ABOUT = (

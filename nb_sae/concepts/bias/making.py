@@ -1,0 +1,367 @@
+"""One bias report from a dictionary, a store and labels: what is read, in which order, on which rows.
+
+Association and histograms use every labelled row; everything that asks a classifier uses rows that it was not trained
+on, and the concepts that retrieval removes are chosen on the train rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Int
+from numpy import ndarray as Array
+
+from nb_sae.concepts.bias.association import association_frame, examples_frame, histograms_frame
+from nb_sae.concepts.bias.classifier import Classifier, auc, decided, make_classifier, outputs_of, train_probe
+from nb_sae.concepts.bias.error_gaps import Predictions, error_frames, group_cells
+from nb_sae.concepts.bias.labels import Label, joined_to, read_label
+from nb_sae.concepts.bias.mitigation import mitigation_frame, neutral_values
+from nb_sae.concepts.bias.reliance import reliance_frames
+from nb_sae.concepts.bias.report import CAUTION, TABLES, BiasReport
+from nb_sae.concepts.bias.retrieval import read_queries, retrieval_frame, retrieved_examples, without
+from nb_sae.concepts.bias.rows import Concept, ConceptRows, read_concepts, read_rows
+from nb_sae.concepts.bias.statistics import wilson
+from nb_sae.concepts.schema import GROUPS
+from nb_sae.errors import ConfigError, InputError, closest
+from nb_sae.sae.dictionary import Dictionary
+from nb_sae.types import ActivationSource
+
+MOST_REMOVED = 10
+"""Concepts that retrieval removes together: the most associated ones."""
+MOST_QUERIES = 12
+"""Where no queries are given: names of the most associated concepts."""
+
+
+def bias_report(
+    dictionary: Dictionary,
+    store: ActivationSource,
+    attributes: Any,
+    target: str,
+    concepts: Any = None,
+    *,
+    classifier: Any = "linear-probe",
+    clip: Any = None,
+    given: Sequence[str] = (),
+    groups: Sequence[str] | None = None,
+    queries: Any = None,
+    ks: Sequence[int] = (20, 100),
+    test: float | str = 0.3,
+    min_n: int = 20,
+    controls: int = 20,
+    grid: int = 9,
+    images: int = 12,
+    rows: int = 2000,
+    seed: int = 0,
+) -> BiasReport:
+    """What the data is biased about, and what a classifier of it leans on, in terms of a dictionary's concepts.
+
+    Args:
+        dictionary: Trained on the site of the store.
+        store: One row per input, such as `image_embed`.
+        attributes: A polars frame with `key` (or `input_id`) and one column per attribute; `faces.attributes`.
+            Boolean, 0/1, −1/1, text, whole numbers (up to ten values are classes) or other numbers; null where unknown.
+        target: The attribute whose groups are compared and which the classifier is about. A quantity is compared by
+            rank correlation; where classes are needed it is cut at its median over the train rows.
+        concepts: What `name_concepts` gives, latents, `{name: latent}`; None: the 100 latents of the largest
+            density × mean², chosen without labels.
+        classifier: "linear-probe", trained here on the train rows; a function of rows `(rows, d_in)` that gives
+            probabilities; prompts, one per class (of a yes/no target: for, against), with `clip`; None: no classifier.
+        clip: What embeds prompts and queries.
+        given: Attributes to condition on; each alone and all together.
+        groups: Attributes by which errors and retrieval are split; None: the target and `given`. Errors cross the first
+            with the concepts, retrieval is judged by the first.
+        queries: Texts or `{name: embedding}` to retrieve by; None: with a clip, the names of the concepts that are most
+            associated; without one, none.
+        ks: How many are retrieved.
+        test: Share of the labelled rows that is held out, or a column of `attributes` that is "test" or True on them
+            and "train" or False on those to train on (rows with other values are in neither).
+        min_n: Rows below which a group is masked.
+        controls: Matched latents per concept.
+        grid: Values of a counterfactual curve.
+        images: Rows whose own curves and examples are kept.
+        rows: Held-out rows that are edited, at most; drawn with the seed.
+        seed: Of every draw.
+
+    Raises:
+        StoreError: rows of another model, site or scale (such as L2-normalised ones), or several rows per input.
+        InputError: attributes that cannot be joined or read, or with one class only.
+        ConfigError: a setting, concept or classifier that cannot be used.
+
+    Source:
+        Zaigrajew et al. 2025, arXiv:2502.20578, section on CelebA, gives the question; the steps are defined here and
+        in docs/bias.md.
+    """
+    _check_settings(min_n, controls, grid, images, rows)
+    dictionary.check(store)
+    if dictionary.is_transcoder:
+        raise ConfigError("A transcoder's latents have no direction among the rows it reads. Use an SAE of the site.")
+    frame = joined_to(store, attributes)
+    wanted = read_label(frame, target)
+    conditions = _labels(frame, given, but=target)
+    train, held = _split(frame, wanted, test, seed)
+    judged = _classes(wanted, train)
+    split = (
+        [judged, *conditions] if groups is None else [judged if n == target else read_label(frame, n) for n in groups]
+    )
+    split = [_classes(label, train) for label in split] or [judged]
+    data = read_rows(dictionary, store, read_concepts(concepts, dictionary, store, seed))
+    asked = None
+    if classifier is not None:
+        asked = make_classifier(classifier, judged, data.x, train, clip=clip)
+    world = _World(data, judged, split, train, held, asked, classifier == "linear-probe", seed)
+    tables: dict[str, pl.DataFrame] = {name: pl.DataFrame(schema=columns) for name, columns in TABLES.items()}
+    tables["association"] = association_frame(data, wanted, min_n=min_n)
+    tables["conditional"] = _conditional(data, wanted, conditions, min_n)
+    named = {name: judged.codes == code for code, name in enumerate(judged.classes)}
+    tables["histograms"] = histograms_frame(data, named, min_n=min_n)
+    tables["examples"] = examples_frame(data, named, count=images, min_n=min_n)
+    tables["groups"] = _groups(split, min_n)
+    if asked is not None:
+        tables |= _asked_tables(world, controls=controls, grid=grid, images=images, rows=rows, min_n=min_n)
+    vectors = _queries(queries, clip, world, min_n)
+    if vectors:
+        tables |= _retrieval_tables(world, vectors, ks, images, min_n, tables["examples"])
+    about = world.about() | {
+        "target": target, "given": list(given), "groups": [label.name for label in split], "test": test,
+        "min_n": min_n, "controls": controls, "grid": grid, "rows": rows, "seed": seed,
+        "missing": {label.name: label.missing for label in (wanted, *conditions)},
+        "correction": "Benjamini–Hochberg over the lines of each table",
+        "caution": CAUTION.format(min_n=min_n),
+    }  # fmt: skip
+    return BiasReport(**tables, about=about, _mitigate=None if asked is None else world.mitigate)
+
+
+@dataclass(frozen=True)
+class _World:
+    """Rows, labels and classifier of one report."""
+
+    data: ConceptRows
+    judged: Label
+    """The target as classes."""
+    split: list[Label]
+    train: Int[Array, " train"]
+    held: Int[Array, " held"]
+    classifier: Classifier | None
+    is_probe: bool
+    seed: int
+
+    def about(self) -> dict[str, Any]:
+        """Everything that the tables do not say. Plain values only."""
+        data = self.data
+        silent = [concept.name for concept, live in zip(data.concepts, data.live, strict=True) if not live]
+        found: dict[str, Any] = {
+            "classes": list(self.judged.classes),
+            "n": len(data.x), "n_train": len(self.train), "n_test": len(self.held),
+            "concepts": len(data.concepts), "never_active": silent,
+            "model": data.dictionary.model, "site": data.dictionary.site,
+            "classifier": None,
+        }  # fmt: skip
+        if self.classifier is None:
+            return found
+        found |= self.classifier.about
+        predictions = self.predictions(self.held, data.x[self.held])
+        right = int((predictions.truth == predictions.said).sum())
+        low, high = wilson(np.array(right), np.array(len(self.held)))
+        found |= {
+            "accuracy_test": right / len(self.held), "accuracy_test_low": float(low), "accuracy_test_high": float(high),
+            "accuracy_majority": int(np.bincount(predictions.truth).max()) / len(self.held),
+        }  # fmt: skip
+        if self.is_probe:
+            train = self.predictions(self.train, data.x[self.train])
+            found["accuracy_train"] = float((train.truth == train.said).mean())
+        if len(self.classifier.outputs) == 1:
+            score = auc(predictions.chances[:, 0], predictions.truth == 1)
+            found["auc_test"] = None if math.isnan(score) else float(score)
+        return found
+
+    def predictions(
+        self, at: Int[Array, " some"], x: torch.Tensor, classifier: Classifier | None = None
+    ) -> Predictions:
+        """What the classifier says of rows `at` when they are `x`."""
+        asked = classifier or self.classifier
+        assert asked is not None
+        chances = asked.probabilities(x)
+        outputs = (1,) if len(asked.outputs) == 1 else tuple(range(len(asked.outputs)))
+        return Predictions(self.judged.codes[at], decided(chances).numpy(), chances.numpy(), outputs)
+
+    def mitigate(
+        self, concepts: Sequence[Any], how: str, *, group: str | None, retrain: bool, resamples: int
+    ) -> pl.DataFrame:
+        """See `BiasReport.mitigate`."""
+        if how not in ("ablate", "neutralise"):
+            raise ConfigError(f"how={how!r} is not known. Use 'ablate' or 'neutralise'.")
+        if retrain and not self.is_probe:
+            raise ConfigError("retrain=True trains the linear probe again; this report asks another classifier.")
+        chosen = [self._concept(which) for which in concepts]
+        if not chosen:
+            raise ConfigError("mitigate was given no concept. Name at least one.")
+        groups = self._group(group, chosen[0])
+        at, train = (rows[groups.codes[rows] >= 0] for rows in (self.held, self.train))
+        present = np.bincount(groups.codes[at], minlength=len(groups.classes)) > 0
+        if present.sum() < 2:
+            raise ConfigError(f"The held-out rows have one group of {groups.name!r} only. Choose another group=.")
+        to = neutral_values(self.data, chosen, groups, train) if how == "neutralise" else None
+        before = self.predictions(at, self.data.x[at])
+        again = None
+        if retrain:
+            edited = without(self.data, self.train, chosen, to)
+            codes = torch.from_numpy(self.judged.codes[self.train])
+            again = train_probe(edited, codes, self.judged, outputs_of(self.judged))
+        after = self.predictions(at, without(self.data, at, chosen, to), again)
+        kept = Label(groups.name, groups.kind, groups.codes[at], groups.classes)
+        how = f"{how}, retrained" if retrain else how
+        return mitigation_frame(before, after, kept, chosen, how, resamples=resamples, seed=self.seed)
+
+    def _concept(self, which: Any) -> Concept:
+        for concept in self.data.concepts:
+            if which in (concept.name, concept.latent) and not isinstance(which, bool):
+                return concept
+        names = [concept.name for concept in self.data.concepts]
+        raise ConfigError(f"{which!r} is no concept of this report. {closest(str(which), names)}See association.")
+
+    def _group(self, name: str | None, concept: Concept) -> Label:
+        others = [
+            label for label in self.split if name == label.name or (name is None and label.name != self.judged.name)
+        ]
+        if others:
+            return others[0]
+        if name is not None:
+            known = ", ".join(label.name for label in self.split)
+            raise ConfigError(f"group={name!r} is not among the groups of this report: {known}. Add it to groups=.")
+        on = self.data.z[:, self.data.concepts.index(concept)] > 0
+        return Label(concept.name, "binary", on.astype(np.int64), (f"without {concept.name}", f"with {concept.name}"))
+
+
+def _conditional(data: ConceptRows, target: Label, conditions: list[Label], min_n: int) -> pl.DataFrame:
+    """Inside strata of each attribute, and of all of them; q-values over the whole table."""
+    sets = [[label] for label in conditions] + ([conditions] if len(conditions) > 1 else [])
+    if not sets:
+        return pl.DataFrame(schema=TABLES["conditional"])
+    return association_frame(data, target, given=sets, min_n=min_n)
+
+
+def _asked_tables(
+    world: _World, *, controls: int, grid: int, images: int, rows: int, min_n: int
+) -> dict[str, pl.DataFrame]:
+    assert world.classifier is not None
+    data, held = world.data, world.held
+    random = np.random.default_rng((world.seed, 1))
+    edited = held if len(held) <= rows else np.sort(random.choice(held, rows, replace=False))
+    shown = _spread(edited, world.judged, images, random)
+    found = reliance_frames(data, world.classifier, edited, controls=controls, grid=grid, shown=shown)
+    groups = [Label(label.name, label.kind, label.codes[held], label.classes) for label in world.split]
+    errors, classes, gaps = error_frames(
+        world.predictions(held, data.x[held]), groups, data.concepts, data.z[held] > 0, world.classifier.outputs,
+        min_n=min_n,
+    )  # fmt: skip
+    return {
+        "reliance": found.reliance, "curves": found.curves, "image_curves": found.image_curves,
+        "controls": found.controls, "errors": errors, "class_errors": classes, "gaps": gaps,
+    }  # fmt: skip
+
+
+def _spread(edited: Array, judged: Label, images: int, random: np.random.Generator) -> Array:
+    """Rows to show, about as many of every class."""
+    shuffled = random.permutation(edited)
+    turn = np.zeros(len(shuffled))
+    for code in range(len(judged.classes)):
+        members = judged.codes[shuffled] == code
+        turn[members] = np.arange(members.sum())
+    return np.sort(shuffled[np.argsort(turn, kind="stable")][:images])
+
+
+def _retrieval_tables(
+    world: _World, vectors: dict[str, torch.Tensor], ks: Sequence[int], images: int, min_n: int, examples: pl.DataFrame
+) -> dict[str, pl.DataFrame]:
+    label = world.split[0]
+    held = world.held[label.codes[world.held] >= 0]
+    fitting = [int(k) for k in ks if 1 <= k <= len(held) // 2] or [max(1, len(held) // 4)]
+    removed = _associated(world, min_n)[:MOST_REMOVED]
+    found = retrieval_frame(world.data, vectors, held, label, removed, ks=fitting, seed=world.seed)
+    shown = retrieved_examples(world.data, vectors, held, images)
+    return {"retrieval": found, "examples": pl.concat([examples, shown])}
+
+
+def _associated(world: _World, min_n: int) -> list[Concept]:
+    """Concepts that differ between the groups on the train rows, the strongest first."""
+    within = np.zeros(len(world.data.x), dtype=bool)
+    within[world.train] = True
+    frame = association_frame(world.data, world.split[0], min_n=min_n, within=within)
+    found = frame.filter(pl.col("q_value") <= 0.05).sort(pl.col("effect").abs(), descending=True)
+    by_latent = {concept.latent: concept for concept in world.data.concepts}
+    return [by_latent[latent] for latent in found["latent"].unique(maintain_order=True)]
+
+
+def _queries(queries: Any, clip: Any, world: _World, min_n: int) -> dict[str, torch.Tensor]:
+    if queries is None:
+        if clip is None:
+            return {}
+        queries = [concept.name for concept in _associated(world, min_n) if concept.name != f"latent {concept.latent}"]
+        queries = queries[:MOST_QUERIES]
+    return read_queries(queries, clip, world.data.x.shape[1]) if len(queries) else {}
+
+
+def _groups(split: list[Label], min_n: int) -> pl.DataFrame:
+    """Every group of the split and their crossings; those of the first attribute come first, in order of codes."""
+    cells, inside = group_cells(split)
+    n = inside.sum(0)
+    known = int(split[0].known.sum())
+    lines = [
+        (cell.group, int(count), count / max(1, known), bool(count < min_n))
+        for cell, count in zip(cells[1:], n[1:], strict=True)
+    ]
+    return pl.DataFrame(lines, schema=GROUPS, orient="row")
+
+
+def _classes(label: Label, train: Array) -> Label:
+    """A quantity as two halves at its median over the train rows; classes as they are."""
+    if label.kind != "continuous":
+        return label
+    rows = np.zeros(len(label.codes), dtype=bool)
+    rows[train] = True
+    return label.cut(2, rows)
+
+
+def _labels(frame: pl.DataFrame, names: Sequence[str], *, but: str) -> list[Label]:
+    if isinstance(names, str):
+        raise ConfigError(f"given={names!r} is one text; give a list, such as given=[{names!r}].")
+    if but in names:
+        raise ConfigError(f"given= holds the target {but!r}: inside its groups there is nothing to compare.")
+    return [read_label(frame, name) for name in names]
+
+
+def _split(frame: pl.DataFrame, target: Label, test: float | str, seed: int) -> tuple[Array, Array]:
+    """Row numbers to train on and to judge by; both have the target's label."""
+    known = np.flatnonzero(target.known)
+    if isinstance(test, str):
+        if test not in frame.columns:
+            raise InputError(f"test={test!r} is no column of the attributes. {closest(test, frame.columns)}")
+        column = frame[test].cast(pl.String).to_numpy()
+        train = known[np.isin(column[known], ("train", "false"))]
+        held = known[np.isin(column[known], ("test", "true"))]
+    else:
+        if isinstance(test, bool) or not 0 < test < 1:
+            raise ConfigError(f"test={test!r} is outside (0, 1). Give the share to hold out, or a column's name.")
+        order = np.random.default_rng((seed, 0)).permutation(known)
+        count = min(max(round(test * len(known)), 1), len(known) - 1)
+        train, held = np.sort(order[count:]), np.sort(order[:count])
+    if not len(train) or not len(held):
+        raise InputError(
+            f"test={test!r} leaves {len(train)} rows to train on and {len(held)} to judge by. Give a share, or a "
+            "column that is 'train' and 'test' (or False and True)."
+        )
+    return train, held
+
+
+def _check_settings(min_n: int, controls: int, grid: int, images: int, rows: int) -> None:
+    for name, value, least in (
+        ("min_n", min_n, 2), ("controls", controls, 0), ("grid", grid, 2), ("images", images, 0), ("rows", rows, 2),
+    ):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ConfigError(f"{name}={value!r}; give a whole number of at least {least}.")
