@@ -89,7 +89,7 @@ def project_decoder_gradient(sae: SAE) -> None:
     """Take out of each decoder row's gradient what would only change the row's length."""
     grad = sae.W_dec.grad
     if grad is not None:
-        grad -= (grad * sae.W_dec).sum(-1, keepdim=True) * sae.W_dec
+        grad.addcmul_(sae.W_dec, torch.linalg.vecdot(grad, sae.W_dec)[:, None], value=-1)
 
 
 @torch.no_grad()
