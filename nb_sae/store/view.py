@@ -161,6 +161,10 @@ class StoredRows:
         check_fits(len(numbers), self.d_in)
         return self._reader.read(self._selection.base(numbers)).float()
 
+    def stored(self, start: int, stop: int) -> Tensor:
+        """Rows `start … stop-1` as they are stored, on the CPU. They may share memory with the store: never write."""
+        return self._read_range(start, stop)
+
     def batches(
         self,
         batch_rows: int,
