@@ -36,7 +36,7 @@ def dashboard(analysis) -> FeatureDashboard:
     return FeatureDashboard(analysis)
 
 
-def ask(dashboard: FeatureDashboard, content: object) -> tuple[dict, list[bytes]]:
+def ask(dashboard: base.Dashboard, content: object) -> tuple[dict, list[bytes]]:
     """Send a message as the browser would, and return the one answer."""
     sent: list = []
     dashboard.send = lambda content, buffers=None: sent.append((content, buffers))

@@ -184,8 +184,9 @@ def _example(rng, site: Site, latent: int, kind: str, step: int, rank: int, inpu
 @pytest.fixture
 def built(tmp_path_factory, monkeypatch) -> None:
     """The scripts themselves are tested in a browser; where they are not built, any text will do."""
-    if not (base.STATIC / "feature.js").exists():
+    names = [f"{stem}.{kind}" for stem in ("feature", "concept", "bias") for kind in ("js", "css")]
+    if not all((base.STATIC / name).exists() for name in names):
         static = tmp_path_factory.mktemp("static")
-        for name in ("feature.js", "feature.css"):
+        for name in names:
             (static / name).write_text("export default {}")
         monkeypatch.setattr(base, "STATIC", static)

@@ -7,12 +7,13 @@ import { mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import * as esbuild from "esbuild";
+import { prune } from "./prune.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const target = join(here, "..", "nb_sae", "widgets", "static");
 
 /** Every dashboard: `src/<name>.ts` and `src/<name>.css`, which begins with `base.css`. */
-const dashboards = ["feature", "concept"];
+const dashboards = ["feature", "concept", "bias"];
 
 /** What is built, how, and how large it may become (bytes, minified, not compressed). */
 const outputs = [
@@ -42,7 +43,7 @@ const common = {
 function shorten(css) {
   const names = [...new Set(css.match(/--nbs-[a-z]+/g))];
   const short = css.replace(/--nbs-[a-z]+/g, (name) => `--n${names.indexOf(name)}`);
-  return short.replace(/([,:]) /g, "$1");
+  return short.replace(/([,:]) | (?=\/ )|(?<= \/) /g, "$1");
 }
 
 /** Writes beside the target first, so that a reader never sees half a file. */
@@ -50,7 +51,11 @@ async function build({ entry, file, budget, ...options }) {
   const out = join(target, file);
   const part = `${out}.part`;
   await esbuild.build({ ...common, entryPoints: [entry], outfile: part, ...options });
-  if (file.endsWith(".css")) await writeFile(part, shorten(await readFile(part, "utf8")));
+  if (file.endsWith(".css")) {
+    // Written just before: the script says which rules its dashboard needs.
+    const script = await readFile(out.replace(/\.css$/, ".js"), "utf8");
+    await writeFile(part, shorten(prune(await readFile(part, "utf8"), script)));
+  }
   const { size } = await stat(part);
   const text = await readFile(part, "utf8");
   const found = forbidden.find((pattern) => pattern.test(text));

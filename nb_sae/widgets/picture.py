@@ -45,7 +45,7 @@ def draw_feature(analysis: Any, latent: int, name: str | None = None) -> bytes:
     is_text = analysis.modality == "text"
     examples = cards.tables["examples"].head(PASSAGES if is_text else PICTURES)
     body = (len(examples) * 27 if is_text else _TILE + 22) if examples.height else 26
-    canvas = _Canvas(WIDTH, 214 + body + 34)
+    canvas = Canvas(WIDTH, 214 + body + 34)
     _draw_facts(canvas, analysis, facts, name)
     _draw_histogram(canvas, facts, top=112, height=62)
     canvas.text((_MARGIN, 198), "Strongest examples", size=12, bold=True)
@@ -65,7 +65,7 @@ def draw_feature(analysis: Any, latent: int, name: str | None = None) -> bytes:
     return canvas.png()
 
 
-class _Canvas:
+class Canvas:
     """Draws in the page's pixels on an image `SCALE` times as large."""
 
     def __init__(self, width: int, height: int) -> None:
@@ -151,7 +151,7 @@ def level_of(analysis: Any, facts: dict[str, Any]) -> tuple[str, str]:
     return "–", "not nested"
 
 
-def _draw_facts(canvas: _Canvas, analysis: Any, facts: dict[str, Any], name: str | None) -> None:
+def _draw_facts(canvas: Canvas, analysis: Any, facts: dict[str, Any], name: str | None) -> None:
     site = visible_text(analysis.site.name)
     room = WIDTH - 2 * _MARGIN
     used = canvas.text((_MARGIN, 13), analysis.title, size=11, fill=_DIM, width=room * 0.6)
@@ -177,7 +177,7 @@ def _draw_facts(canvas: _Canvas, analysis: Any, facts: dict[str, Any], name: str
         x += max(used, 60) + 34
 
 
-def _draw_histogram(canvas: _Canvas, facts: dict[str, Any], *, top: int, height: int) -> None:
+def _draw_histogram(canvas: Canvas, facts: dict[str, Any], *, top: int, height: int) -> None:
     bins = np.asarray(facts["histogram"] if facts["histogram"] is not None else [], np.float64)
     left, right, base = _MARGIN, WIDTH - _MARGIN, top + height
     canvas.box((left, base, right, base + 0.5), _DIM)
@@ -194,7 +194,7 @@ def _draw_histogram(canvas: _Canvas, facts: dict[str, Any], *, top: int, height:
 
 
 def _draw_pictures(
-    canvas: _Canvas,
+    canvas: Canvas,
     analysis: Any,
     tables: dict[str, pl.DataFrame],
     thumbs: list[bytes],
@@ -242,9 +242,7 @@ def _tile(webp: bytes, heat: Sequence[int], grid: tuple[int, int] | None, side: 
     return Image.composite(colours, picture, mask)
 
 
-def _frame_peak(
-    canvas: _Canvas, at: int, grid: tuple[int, int], tile: Image.Image, corner: tuple[float, float]
-) -> None:
+def _frame_peak(canvas: Canvas, at: int, grid: tuple[int, int], tile: Image.Image, corner: tuple[float, float]) -> None:
     width, height = tile.width / SCALE, tile.height / SCALE
     x = corner[0] + (_TILE - width) / 2 + (at % grid[1]) * width / grid[1]
     y = corner[1] + (_TILE - height) / 2 + (at // grid[1]) * height / grid[0]
@@ -252,7 +250,7 @@ def _frame_peak(
     canvas.frame((x + 0.5, y + 0.5, x + width / grid[1] - 0.5, y + height / grid[0] - 0.5), _PAPER, 2)
 
 
-def _draw_texts(canvas: _Canvas, tables: dict[str, pl.DataFrame], examples: pl.DataFrame, *, top: int) -> None:
+def _draw_texts(canvas: Canvas, tables: dict[str, pl.DataFrame], examples: pl.DataFrame, *, top: int) -> None:
     largest = max(float(tables["cards"]["scale"][0]), 1e-12)
     for number, row in enumerate(examples.iter_rows(named=True)):
         y = top + number * 27
@@ -268,7 +266,7 @@ def _draw_texts(canvas: _Canvas, tables: dict[str, pl.DataFrame], examples: pl.D
 
 
 def _draw_tokens(
-    canvas: _Canvas,
+    canvas: Canvas,
     tokens: list[str],
     values: dict[int, float],
     peak: int,

@@ -50,6 +50,19 @@ export class Table {
     return this.#columns.has(name);
   }
 
+  /** Names of the columns, in their order. */
+  get columns(): string[] {
+    return [...this.#columns.keys()];
+  }
+
+  isText(name: string): boolean {
+    return this.#column(name).dtype === "json";
+  }
+
+  isList(name: string): boolean {
+    return this.#column(name).ends !== undefined;
+  }
+
   /** A column of numbers; of a list column, the values of all rows. */
   numbers(name: string): Numbers {
     const known = this.#cache.get(name);
