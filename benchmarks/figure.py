@@ -65,7 +65,7 @@ def write_panels(path: Path, panels: Sequence[Panel], *, x: str, y: str, title: 
                 raise ValueError(f"{line.label!r} of {panel.title!r} needs as many x as y, all above 0 for log axes.")
     labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     columns = min(columns, len(panels))
-    width, height = columns * WIDTH, 46 + math.ceil(len(panels) / columns) * HEIGHT
+    width, height = max(columns * WIDTH, 440), 46 + math.ceil(len(panels) / columns) * HEIGHT
     body = [_legend(labels)]
     for number, panel in enumerate(panels):
         left, top = number % columns * WIDTH, 46 + number // columns * HEIGHT

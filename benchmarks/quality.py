@@ -73,7 +73,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.sets:
         measure(name, load(name, arguments), arguments)
-    found = {name: lines for name in NAMES if (lines := read_lines(arguments.out, name))}
+    found = {name: lines for name in NAMES if ks_of(lines := read_lines(arguments.out, name))}
     if arguments.docs:
         write_docs(found)
     missed: list[str] = []
@@ -204,7 +204,8 @@ def measure(name: str, data: DataSet, arguments: argparse.Namespace) -> None:
         pca = ns.pca_quality(data.train, held_out, budgets)
         size = {"rows": len(data.train), "d_in": data.train.d_in, "test": len(data.test)}
         keep([{"sae": "pca", "k": k, "fvu": f, **size} for k, f in zip(pca["k"], pca["fvu"], strict=True)])
-    trained = ns.SAEConfig.msae().resolve(data.train.d_in).budgets or ()
+    ours = ns.SAEConfig.msae().resolve(data.train.d_in)
+    trained = set(ours.budgets or ())
     for seed in range(arguments.seeds if arguments.only != "dedicated" else 0):
         train = ns.TrainConfig(rows=rows, batch_rows=BATCH_ROWS, seed=seed)
         run("msae", ns.SAEConfig.msae(), train, sorted({*trained, *budgets}), seed=seed)

@@ -11,7 +11,8 @@ import nb_sae as ns
 from nb_sae.errors import ConfigError
 from nb_sae.sae.kernels.gather import Named, dot_rows, sum_rows
 from nb_sae.sae.kernels.select import strongest
-from nb_sae.sae.residual import residual_encode, residual_loss
+from nb_sae.sae.residual import residual_encode, residual_loss, rounds
+from nb_sae.sae.step import TrainingState
 
 
 def slow_levels(x: Tensor, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, budgets) -> list[Tensor]:
@@ -40,22 +41,29 @@ def weights():
 
 @pytest.mark.parametrize("budgets", [(3,), (2, 5), (1, 2, 4, 8), (4, 20)])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_loss_and_gradients_equal_the_slow_rounds(weights, budgets, weighted):
+@pytest.mark.parametrize("looks", [1, 3])
+def test_loss_and_gradients_equal_the_slow_rounds(weights, budgets, weighted, looks):
     W_enc, b_enc, W_dec, b_dec = weights
     x = torch.randn(15, 7, dtype=torch.double, generator=torch.Generator().manual_seed(1))
-    rows = torch.linspace(0.5, 2, 15, dtype=torch.double) if weighted else None
+    row_weights = torch.linspace(0.5, 2, 15, dtype=torch.double) if weighted else None
     share = torch.linspace(1, 2, len(budgets), dtype=torch.double)
     share = share / share.sum()
 
     pre = (x - b_dec) @ W_enc + b_enc
     fast = residual_loss(
-        x, W_enc, b_enc, W_dec, b_dec, pre=pre, budgets=budgets, level_weights=share.tolist(), row_weights=rows
-    )
-    errors = [(x - level).square().mean(-1) for level in slow_levels(x, *weights, budgets)]
-    slow = sum(s * (e if rows is None else e * rows).mean() for s, e in zip(share, errors, strict=True))
+        x, W_enc, b_enc, W_dec, b_dec, pre=pre, budgets=budgets, level_weights=share.tolist(), row_weights=row_weights,
+        looks=looks,
+    )  # fmt: skip
+    stops = [stop for _, stop in rounds(budgets, budgets[-1], looks)]
+    levels = dict(zip(stops, slow_levels(x, *weights, stops), strict=True))
+    errors = [(x - levels[k]).square().mean(-1) for k in budgets]
+    slow = sum(s * (e if row_weights is None else e * row_weights).mean() for s, e in zip(share, errors, strict=True))
     assert isinstance(slow, Tensor)
     torch.testing.assert_close(fast.loss, slow)
     torch.testing.assert_close(fast.errors, torch.stack([error.mean() for error in errors]))
+    codes = [(level - b_dec).detach() for level in (levels[k] for k in budgets)]
+    assert fast.fired.shape == (len(budgets), 20)
+    assert all(bool(fired.any()) == bool(code.abs().sum() > 0) for fired, code in zip(fast.fired, codes, strict=True))
     ours = torch.autograd.grad(fast.loss, weights, retain_graph=True)
     theirs = torch.autograd.grad(slow, weights)
     for one, other in zip(ours, theirs, strict=True):
@@ -89,6 +97,53 @@ def test_encode_takes_in_the_order_of_the_rounds(weights):
         assert torch.equal(some[1], indices[:, :k])
     more, _ = residual_encode(x, W_enc, b_enc, W_dec, b_dec, budgets=(2, 5, 9), k=12)
     torch.testing.assert_close(more[:, :9], values)
+
+
+def test_looks_fill_a_budget_evenly_and_stop_at_one_latent_each():
+    assert rounds((4, 8, 16), 16, 2) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 12), (12, 16)]
+    assert rounds((1, 2, 4), 4, 4) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert rounds((4, 8), 5, 2) == [(0, 2), (2, 4), (4, 5)]
+    assert rounds((4, 8), 12, 2)[-1] == (8, 12)
+
+
+def test_several_looks_begin_after_their_part_of_the_run(tmp_path):
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+
+    def gradient(looks, step):
+        config = ns.SAEConfig.msae(d_sae=24, budgets=(2, 4), looks=looks, residual=True).resolve(6)
+        train = ns.TrainConfig(batch_rows=32, rows=320).resolve(3200, config)
+        state = TrainingState(config, train, 6, device=torch.device("cpu"))
+        errors = state.backward(x, x, step).errors
+        assert state.sae.W_dec.grad is not None
+        return state.sae.W_dec.grad, errors
+
+    (one, errors), (early, early_errors), (late, late_errors) = gradient(1, 0), gradient(2, 7), gradient(2, 8)
+    assert torch.equal(one, early)
+    assert torch.equal(errors, early_errors)
+    assert not torch.equal(one, late)
+    assert len(late_errors) == 2
+    assert not torch.equal(late_errors, errors)
+
+
+def test_default_budgets_take_four_looks_and_given_ones_a_round_each(tmp_path):
+    config = ns.SAEConfig.msae().resolve(128)
+    assert (config.budgets, config.looks, config.level_weights) == ((4, 8, 16, 32), 4, "first")
+    assert config.resolve(128) == config
+    assert ns.SAEConfig.msae(budgets=(4, 8)).resolve(128).looks == 1
+    assert ns.SAEConfig.msae(residual=False).resolve(128).looks == 1
+    assert ns.SAEConfig.msae().resolve(128, rows=1000).looks == 1  # too few rows for rounds
+    with pytest.raises(ConfigError, match="looks=0"):
+        ns.SAEConfig.msae(looks=0)
+    rows, _ = planted.sparse_rows(planted.atoms(96, 32), 4_000, active=6, seed=1)
+    store = ns.ActivationStore.from_tensor(rows)
+    dictionary = ns.train_sae(store, ns.SAEConfig.msae(d_sae=96), ns.TrainConfig(rows=20_000), progress=False)
+    assert dictionary.looks == 4
+    again = ns.Dictionary.load(dictionary.save(tmp_path / "d"))
+    assert torch.equal(again.encode(rows[:50]), dictionary.encode(rows[:50]))
+    once = ns.Dictionary(dictionary._tensors(), **{**dictionary._about(), "looks": 1})
+    assert not torch.equal(once.encode(rows[:50]), dictionary.encode(rows[:50]))
+    with pytest.raises(ConfigError, match="k=1"):  # the first of four looks at a budget of 1 or 2
+        dictionary.export(tmp_path / "out", format="saelens", k=2)
 
 
 def test_rounds_explain_more_than_one_look_and_survive_files(tmp_path):
@@ -133,14 +188,14 @@ def test_what_rounds_cannot_do_is_refused(tmp_path):
 def test_few_rows_are_looked_at_once(tmp_path):
     """With few rows per latent the rounds learn them by heart and make unseen ones worse."""
     truth = planted.atoms(96, 32)
-    for rows, rounds in ((96 * 16, True), (96 * 16 - 1, False)):
+    for rows, in_rounds in ((96 * 16, True), (96 * 16 - 1, False)):
         store = ns.ActivationStore.from_tensor(planted.sparse_rows(truth, rows)[0])
         session = ns.Session(store, ns.SAEConfig.msae(d_sae=96, budgets=(2, 4)), ns.TrainConfig(rows=5_000))
-        assert session.config.residual is rounds
-        assert session.config.level_weights == ("first" if rounds else "uniform")
-        assert session.train.grad_clip == (0.05 if rounds else None)
+        assert session.config.residual is in_rounds
+        assert session.config.level_weights == ("first" if in_rounds else "uniform")
+        assert session.train.grad_clip == (0.05 if in_rounds else None)
         session.run(steps=3, progress=False)
-        assert session.dictionary.residual is rounds
+        assert session.dictionary.residual is in_rounds
         loaded = ns.Session.load(session.save(tmp_path / str(rows)), store)
         assert loaded.config == session.config
 

@@ -98,7 +98,7 @@ def description(
     seed: int,
 ) -> dict[str, Any]:
     """What parts have to agree on before they may be merged."""
-    rule = (dictionary.sparsity, dictionary.pre_bias, dictionary.residual, dictionary.row_norm)
+    rule = (dictionary.sparsity, dictionary.pre_bias, dictionary.residual, dictionary.looks, dictionary.row_norm)
     digest = sha256(repr(rule).encode())
     for name in _WEIGHTS:
         weights = getattr(dictionary, name)

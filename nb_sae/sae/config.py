@@ -19,6 +19,9 @@ ROWS_PER_LATENT = 16
 """Rows of the source for each latent from which `SAEConfig.msae()` encodes in rounds: with 3.5 of them the last round
 of unseen rows made the reconstruction worse (FVU .118 to .431), with 35 it does not."""
 
+LOOKS_PER_BUDGET = 4
+"""Rounds in which `SAEConfig.msae()` fills each of its own budgets."""
+
 BUDGETED: tuple[Sparsity, ...] = ("top_k", "batch_top_k")
 """The rules that keep a stated number of latents, and so can nest budgets."""
 
@@ -48,6 +51,9 @@ class SAEConfig:
     """Each budget encodes what the budgets before it left, with the same encoder (`residual.py`): one product more per
     budget, and far less left. False: all budgets share one look at the row, as in the paper and for transcoders. None:
     rounds where the source has `ROWS_PER_LATENT` rows for each latent; with fewer they learn the rows by heart."""
+    looks: int | None = None
+    """Rounds in which each budget is filled, with residual=True: between budgets the encoder looks again at what is
+    left. None: `LOOKS_PER_BUDGET` for the default budgets, 1 for budgets that are given."""
     scale_levels: bool | None = None
     """Every nested level learns one factor for its latents: few of them have to stand for what many say together. None:
     where the source has `ROWS_PER_LATENT` rows for each latent."""
@@ -98,6 +104,8 @@ class SAEConfig:
                 f"residual=True goes with nested top-k budgets alone; sparsity={self.sparsity!r}, widths={self.widths} "
                 "were given. Leave it out."
             )
+        if self.looks is not None and self.looks < 1:
+            raise ConfigError(f"looks={self.looks} rounds fill no budget. Give 1 or more.")
         if self.sparsity == "jump_relu" and not (self.target_l0 or 0) > 0:
             raise ConfigError(f"target_l0={self.target_l0}: JumpReLU needs the number of active latents to aim at.")
         _check_weights(self)
@@ -116,8 +124,9 @@ class SAEConfig:
     ) -> Self:
         """Matryoshka SAE, our best settings: one dictionary, nested top-k budgets (and nested widths if given).
 
-        `residual=None` is True for a source with enough rows (16 per latent) unless widths are given;
-        `level_weights=None` is "first" in rounds, else "uniform".
+        `residual=None` is True for a source with enough rows (16 per latent) unless widths are given; the default
+        budgets are then filled in four rounds each (`looks`). `level_weights=None` is "first" in rounds, else
+        "uniform".
         Other libraries encode a row once: for them train with `residual=False`, or export the first budget.
 
         Source:
@@ -256,12 +265,12 @@ class SAEConfig:
         wanted = enough if self.residual is None else self.residual
         residual = wanted and len(budgets or ()) > 1 and d_out is None
         scale_levels = enough if self.scale_levels is None else self.scale_levels
+        looks = self.looks or (LOOKS_PER_BUDGET if residual and self.budgets is None else 1)
         weights = self.level_weights
         if weights == "auto":
             weights = "first" if residual else "uniform"
-        return replace(
-            self, d_sae=d_sae, budgets=budgets, residual=residual, level_weights=weights, scale_levels=scale_levels
-        )
+        found = {"d_sae": d_sae, "budgets": budgets, "residual": residual, "looks": looks if residual else 1}
+        return replace(self, **found, level_weights=weights, scale_levels=scale_levels)
 
     @property
     def learns_scale(self) -> bool:

@@ -28,7 +28,7 @@ from nb_sae.sae.sparsity import to_dense, top_k
 from nb_sae.types import ActivationSource
 
 FORMAT = "nb_sae.dictionary"
-VERSION = 2
+VERSION = 3
 _WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 _OPTIONAL = ("threshold", "r_mag", "b_mag")
 RowNorm = Literal["layer_norm", "constant_norm"]
@@ -55,6 +55,7 @@ class Dictionary(LinearDecoder, Editable):
         widths: Nested prefixes of the dictionary; the last is d_sae.
         pre_bias: Whether `b_dec` is taken off before the encoder; a transcoder has none.
         residual: Whether each budget encodes what those before it left (`SAEConfig.residual`).
+        looks: Rounds in which each budget is then filled (`SAEConfig.looks`).
         target: Site whose rows are reconstructed, for a transcoder; None: the site itself.
         row_norm: Normalisation of every row before the encoder, undone after the decoder (imported ones only).
     """
@@ -68,6 +69,7 @@ class Dictionary(LinearDecoder, Editable):
         widths: tuple[int, ...] | None = None,
         pre_bias: bool = True,
         residual: bool = False,
+        looks: int = 1,
         target: str | None = None,
         row_norm: RowNorm | None = None,
         site: str | None = None,
@@ -89,6 +91,7 @@ class Dictionary(LinearDecoder, Editable):
         self.widths = widths
         self.pre_bias = pre_bias
         self.residual = residual
+        self.looks = looks
         self.target = target
         self.row_norm = row_norm
         self.site = site
@@ -251,7 +254,7 @@ class Dictionary(LinearDecoder, Editable):
         if not 1 <= k <= self.d_sae:
             raise ConfigError(f"k={k} is outside [1, d_sae={self.d_sae}]. Ask for fewer active latents per row.")
         weights = self.W_enc, self.b_enc, self.W_dec, self.b_dec
-        return residual_encode(x, *weights, budgets=self.budgets or (k,), k=k)
+        return residual_encode(x, *weights, budgets=self.budgets or (k,), k=k, looks=self.looks)
 
     def row_scale(self, x: Float[Tensor, "rows d_in"]) -> Tensor | float:
         """What a step in latents is multiplied with in each row, `(rows, 1)`; 1 without `row_norm`."""
@@ -431,6 +434,7 @@ _ABOUT = (
     "widths",
     "pre_bias",
     "residual",
+    "looks",
     "target",
     "row_norm",
     "site",

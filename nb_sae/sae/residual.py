@@ -1,9 +1,10 @@
 """Budgets in rounds: each one encodes what the budgets before it left unexplained, with the same encoder.
 
 The first budget takes the k_1 strongest latents of a row as any top-k SAE does. The second takes its k_2 − k_1 from the
-encoder applied to x − x̂_1, and so on. It is one dictionary and one code: latents that were taken stay, none is taken
-twice, and every reconstruction is the sum of decoder rows. An encoder that is asked once has to know from x alone how
-large the 64th latent will be after 63 others; here it sees what they left.
+encoder applied to x − x̂_1, and so on; with several looks each budget is itself filled in as many rounds. It is one
+dictionary and one code: latents that were taken stay, none is taken twice, and every reconstruction is the sum of
+decoder rows. An encoder that is asked once has to know from x alone how large the 64th latent will be after 63 others;
+here it sees what they left.
 
 Source:
     Nested budgets: Zaigrajew et al. 2025, arXiv:2502.20578. Encoding residuals step by step: Mallat and Zhang 1993,
@@ -49,15 +50,17 @@ def residual_encode(
     *,
     budgets: Sequence[int],
     k: int,
+    looks: int = 1,
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """Latents in the order in which they are taken: the first k' are those of every smaller k'.
 
-    A k between two budgets ends within its round; one above the last budget adds a round.
+    Each budget is filled in `looks` rounds. A k between two rounds ends within the second; one above the last budget
+    adds a round.
     """
     left = x - b_dec
     values: list[Tensor] = []
     indices: list[Tensor] = []
-    for start, stop in _rounds(budgets, k):
+    for start, stop in rounds(budgets, k, looks):
         seen = torch.addmm(b_enc, left, W_enc)
         more_values, more = strongest(seen, stop - start, without=indices, ordered=True)
         values.append(more_values)
@@ -76,6 +79,7 @@ def residual_loss(
     pre: Float[Tensor, "batch d_sae"],
     budgets: Sequence[int],
     level_weights: Sequence[float],
+    looks: int = 1,
     row_weights: Float[Tensor, " batch"] | None = None,
 ) -> NestedLoss:
     """Weighted reconstruction error of all budgets, with exact gradients through every round.
@@ -93,9 +97,10 @@ def residual_loss(
             goes to the four parameters directly. Its dtype is that of the products.
         budgets: Ascending.
         level_weights: One number per budget.
+        looks: Rounds in which each budget is filled; only its last one has a loss.
         row_weights: One number per row; None: 1.
     """
-    fixed = tuple(budgets), tuple(level_weights)
+    fixed = tuple(budgets), tuple(level_weights), looks
     out = _Residual.apply(target.detach(), pre.detach(), W_enc, b_enc, W_dec, b_dec, row_weights, *fixed)
     return NestedLoss(*out)  # pyright: ignore[reportGeneralTypeIssues]
 
@@ -115,41 +120,48 @@ class _Residual(torch.autograd.Function):
         row_weights: Tensor | None,
         budgets: tuple[int, ...],
         weights: tuple[float, ...],
+        looks: int,
     ) -> tuple[Tensor, ...]:
         dtype, d_sae = pre.dtype, pre.shape[1]
         encoder, bias, table = W_enc.to(dtype), b_enc.to(dtype), W_dec.to(dtype)
-        rounds: list[_Round] = []
+        done: list[_Round] = []
         error = b_dec - target
         taken: list[Tensor] = []
-        for number, (start, stop) in enumerate(_rounds(budgets, budgets[-1])):
-            seen = pre if number == 0 else torch.addmm(bias, -error.to(dtype), encoder)
+        spans = rounds(budgets, budgets[-1], looks)
+        for start, stop in spans:
+            seen = pre if not done else torch.addmm(bias, -error.to(dtype), encoder)
             values, indices = strongest(seen, stop - start, without=taken)
             taken.append(indices)
             after = error + sum_rows(indices, values, table)
-            rounds.append(_Round(-error, values, indices, after))
+            done.append(_Round(-error, values, indices, after))
             error = after
-        squares = torch.stack([one.error.square().mean(-1) for one in rounds])
+        ends = [number for number, (_, stop) in enumerate(spans) if stop in budgets]
+        squares = torch.stack([done[number].error.square().mean(-1) for number in ends])
         weighted = squares if row_weights is None else squares * row_weights
         level_weights = torch.tensor(weights, dtype=squares.dtype).to(squares.device, non_blocking=True)
         # A row without a positive latent still selects; a NaN must show although it is never "positive".
         loss = level_weights @ weighted.mean(1) + 0 * pre.sum()
-        fired = torch.zeros(len(rounds), d_sae, dtype=torch.int32, device=pre.device)
-        for number, one in enumerate(rounds):
+        fired = torch.zeros(len(done), d_sae, dtype=torch.int32, device=pre.device)
+        for number, one in enumerate(done):
             fired[number].index_add_(0, one.indices.flatten(), (one.values > 0).int().flatten())
-        limits = torch.stack([one.values.amin() for one in rounds]).cummin(0).values
-        _Residual._gradients(ctx, rounds, (target, encoder, table), row_weights, weights)
+        limits = torch.stack([one.values.amin() for one in done]).cummin(0).values
+        by_round = dict(zip(ends, weights, strict=True))
+        of_rounds = [by_round.get(number, 0.0) for number in range(len(done))]
+        _Residual._gradients(ctx, done, (target, encoder, table), row_weights, of_rounds)
         ctx.dtypes = W_enc.dtype, b_enc.dtype, W_dec.dtype, b_dec.dtype
-        rest = squares.mean(1), -error, fired.cumsum(0) > 0, limits
+        fired_by = (fired.cumsum(0) > 0).unbind()
+        per_budget = [torch.stack([tensors[number] for number in ends]) for tensors in (fired_by, limits.unbind())]
+        rest = squares.mean(1), -error, *per_budget
         ctx.mark_non_differentiable(*rest)
         return loss, *rest
 
     @staticmethod
     def _gradients(
         ctx: Any,
-        rounds: list[_Round],
+        done: list[_Round],
         tensors: tuple[Tensor, Tensor, Tensor],
         row_weights: Tensor | None,
-        weights: tuple[float, ...],
+        weights: Sequence[float],
     ) -> None:
         """From the last round to the first. A latent feels the errors of its own level and of all after it, less what
         the later rounds, which saw a residual that it made, answer to it.
@@ -163,10 +175,11 @@ class _Residual(torch.autograd.Function):
         slopes: list[Tensor] = []
         grad_b_enc = torch.zeros(d_sae, dtype=target.dtype, device=target.device)
         by_latent = grad_b_enc
-        for number in reversed(range(len(rounds))):
-            one = rounds[number]
-            direct = one.error * (scale * weights[number])
-            tail = tail + (direct if row_weights is None else direct * row_weights[:, None])
+        for number in reversed(range(len(done))):
+            one = done[number]
+            if weights[number]:
+                direct = one.error * (scale * weights[number])
+                tail = tail + (direct if row_weights is None else direct * row_weights[:, None])
             felt.append((tail - answer).to(dtype))
             slope = dot_rows(one.indices, felt[-1], table) * (one.values > 0)
             slopes.append(slope)
@@ -179,9 +192,9 @@ class _Residual(torch.autograd.Function):
         grad_b_dec = tail.sum(0) - answer.sum(0) - encoder.to(target.dtype) @ by_latent
         felt.reverse()
         slopes.reverse()
-        named = Named.of([one.indices for one in rounds], d_sae, dtype)
-        grad_W_dec = named.sum([one.values for one in rounds], felt, turned=False)
-        grad_W_enc = named.sum(slopes, [one.residual.to(dtype) for one in rounds], turned=True)
+        named = Named.of([one.indices for one in done], d_sae, dtype)
+        grad_W_dec = named.sum([one.values for one in done], felt, turned=False)
+        grad_W_enc = named.sum(slopes, [one.residual.to(dtype) for one in done], turned=True)
         ctx.gradients = grad_W_enc, grad_b_enc, grad_W_dec, grad_b_dec
 
     @staticmethod
@@ -191,9 +204,13 @@ class _Residual(torch.autograd.Function):
         if kept is None:
             raise RuntimeError("The gradients of this loss were used already. Compute the loss again.")
         given = [scaled(one, grads[0]).to(dtype) for one, dtype in zip(kept, ctx.dtypes, strict=True)]
-        return None, None, *given, None, None, None
+        return None, None, *given, None, None, None, None
 
 
-def _rounds(budgets: Sequence[int], k: int) -> list[tuple[int, int]]:
-    """First and last + 1 rank of each round up to k."""
-    return list(pairwise((0, *(budget for budget in budgets if budget < k), k)))
+def rounds(budgets: Sequence[int], k: int, looks: int = 1) -> list[tuple[int, int]]:
+    """First and last + 1 rank of each round up to k. In two looks budgets (4, 8) are filled at 2, 4, 6 and 8."""
+    stops: list[int] = []
+    for start, stop in pairwise((0, *budgets)):
+        between = {start + (stop - start) * look // looks for look in range(1, looks)}
+        stops += [*sorted(between - {start}), stop]
+    return list(pairwise((0, *(stop for stop in stops if stop < k), k)))

@@ -189,6 +189,7 @@ class Session(Running):
             widths=self.config.widths,
             pre_bias=self.sae.pre_bias,
             residual=bool(self.config.residual),
+            looks=self.config.looks or 1,
             target=self._origin.target_site,
             mean=self._scale.mean.clone(),
             mean_square_distance=self._origin.statistics.mean_square_distance,

@@ -141,7 +141,7 @@ class TrainingState:
         if self.config.loss == "nmse":
             row_weights = 1 / target.square().mean(-1).clamp_min(1e-6)
         if self.config.sparsity in BUDGETED:
-            batch = self._budgeted(x, target, row_weights)
+            batch = self._budgeted(x, target, row_weights, step)
         else:
             batch = self._penalised(x, target, row_weights, step)
         batch.loss.backward()
@@ -304,14 +304,15 @@ class TrainingState:
             rate = max(THRESHOLD_RATE, 1 / (step + 1))
             held.lerp_(torch.where(failed | ~seen.isfinite(), held, seen), rate)
 
-    def _budgeted(self, x: Tensor, target: Tensor, row_weights: Tensor | None) -> _Batch:
+    def _budgeted(self, x: Tensor, target: Tensor, row_weights: Tensor | None, step: int) -> _Batch:
         sae, config = self.sae, self.config
         budgets = config.budgets or (1,)
         pre = sae.pre_activations(x, self.compute_dtype)
         if config.residual:
+            several = step >= self.train.steps * self.train.looks_from
             nested = residual_loss(
-                target, sae.encoder, sae.b_enc, sae.W_dec, sae.b_dec,
-                pre=pre, budgets=budgets, level_weights=self._weights, row_weights=row_weights,
+                target, sae.encoder, sae.b_enc, sae.W_dec, sae.b_dec, pre=pre, row_weights=row_weights,
+                budgets=budgets, level_weights=self._weights, looks=(config.looks or 1) if several else 1,
             )  # fmt: skip
             return self._batch_of(nested, pre, budgets)
         nested = self._nested_loss(

@@ -47,6 +47,9 @@ class TrainConfig:
     """Steps over which the learning rate rises from 0; shortened to a tenth of a short run."""
     decay_fraction: float = 0.2
     """The learning rate falls to 0, linearly, over this last part of the run."""
+    looks_from: float = 0.8
+    """Several looks per budget (`SAEConfig.looks`) begin after this part of the run; before it each budget is one
+    round. From the start on they leave more latents unused."""
     schedule: Literal["step", "epoch"] = "step"
     """"step", or "epoch": the rate changes only between passes over the source, as in the paper's code."""
     grad_clip: float | Literal["auto"] | None = "auto"
@@ -94,6 +97,8 @@ class TrainConfig:
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"ema_decay={self.ema_decay} must be between 0 and 1, for example 0.999.")
+        if not 0 <= self.looks_from <= 1:
+            raise ConfigError(f"looks_from={self.looks_from} must be in [0, 1], a part of the run.")
         if not 0 <= self.sparsity_warmup <= 1 or not all(0 <= beta < 1 for beta in self.betas or ()):
             raise ConfigError(f"sparsity_warmup={self.sparsity_warmup} and betas={self.betas} must be in [0, 1).")
         for name, allowed in (

@@ -23,6 +23,7 @@ from nb_sae.atomic import write_atomically
 from nb_sae.errors import ConfigError, FormatError, InputNotFoundError, PathExistsError, ShapeError
 from nb_sae.sae.config import BUDGETED
 from nb_sae.sae.dictionary import Dictionary
+from nb_sae.sae.residual import rounds
 
 EQUAL_NORMS = 1e-3
 """Decoder rows whose norms differ by less than this share are of one norm: rescaling them keeps a top-k selection."""
@@ -224,13 +225,15 @@ def at_budget(dictionary: Dictionary, k: int | None) -> Dictionary:
     Other libraries know no factors of budgets. Budgets above k are left out, those below keep theirs, relative to k's.
     """
     if dictionary.residual:
-        first = (dictionary.budgets or (1,))[0]
+        budgets = dictionary.budgets or (1,)
+        _, first = rounds(budgets, budgets[-1], dictionary.looks)[0]
         if k is None or k > first:
             raise ConfigError(
-                f"Each budget of this dictionary encodes what those before it left, which no other library does. Write "
-                f"its first budget (k={first}), or train with SAEConfig.msae(residual=False)."
+                f"Each round of this dictionary encodes what those before it left, which no other library does. Write "
+                f"its first round (k={first}), or train with SAEConfig.msae(residual=False)."
             )
-        return Dictionary(dictionary._tensors(), **{**dictionary._about(), "budgets": (k,), "residual": False})
+        alone = {"budgets": (k,), "residual": False, "looks": 1}
+        return Dictionary(dictionary._tensors(), **{**dictionary._about(), **alone})
     if dictionary.level_scale is None or k is None or not dictionary.budgets or not 1 <= k <= dictionary.d_sae:
         return dictionary
     budgets = (*(budget for budget in dictionary.budgets if budget < k), k)
