@@ -6,8 +6,7 @@
     python benchmarks/search.py --faces 1000       # retrieval on drawn faces: precision@20 by strength, and controls
 
 A query is `ns.search` with an edit, a `SearchIndex` and k = 20: encoding, both rankings (edited and not), ranks and
-contributions. Wall clock, and processor time for a machine with other work. The anonymous memory that queries add is
-printed beside it. Exits with 1 if the bound is missed.
+contributions. Wall clock, and processor time for a machine with other work. Exits with 1 if the bound is missed.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -53,33 +51,16 @@ def write_rows(file: Path, rows: int, directions: torch.Tensor) -> None:
     written.flush()
 
 
-def anonymous_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def timed(run, repeats: int) -> tuple[list[float], list[float], int]:
-    """Wall and processor seconds of each repeat, and the most anonymous bytes that they added."""
+def timed(run, repeats: int) -> tuple[list[float], list[float]]:
+    """Wall and processor seconds of each repeat, after one that is not counted."""
     run(0)
-    before, peak, done = anonymous_bytes(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            peak[0] = max(peak[0], anonymous_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     wall, cpu = [], []
     for number in range(1, repeats + 1):
         started, worked = time.perf_counter(), time.process_time()
         run(number)
         wall.append(time.perf_counter() - started)
         cpu.append(time.process_time() - worked)
-    done.set()
-    watcher.join()
-    return wall, cpu, max(0, peak[0] - before)
+    return wall, cpu
 
 
 def speed(rows: int, repeats: int, graph_rows: int) -> bool:
@@ -91,12 +72,12 @@ def speed(rows: int, repeats: int, graph_rows: int) -> bool:
         started = time.perf_counter()
         index = SearchIndex(store)
         print(f"{index!r}: norms in {time.perf_counter() - started:.2f} s, {torch.get_num_threads()} threads")
-        wall, cpu, peak = timed(lambda n: search(sae, index, n, set={7: 4.0}, remove=[9]), repeats)
+        wall, cpu = timed(lambda n: search(sae, index, n, set={7: 4.0}, remove=[9]), repeats)
         bound = BOUND_S * rows / BOUND_ROWS
         median = statistics.median(wall)
         print(
-            f"exact: median {median:.3f} s, best {min(wall):.3f} s (processor {statistics.median(cpu):.3f} s), memory "
-            f"+{peak / 2**20:.0f} MiB; bound {bound:.3f} s for {rows:,} rows"
+            f"exact: median {median:.3f} s, best {min(wall):.3f} s (processor {statistics.median(cpu):.3f} s); "
+            f"bound {bound:.3f} s for {rows:,} rows"
         )
         if graph_rows:
             graph(sae, np.load(file, mmap_mode="r")[:graph_rows], repeats)
@@ -111,7 +92,7 @@ def graph(sae: ns.Dictionary, rows: np.ndarray, repeats: int) -> None:
         f"{index!r}: built in {time.perf_counter() - started:.1f} s (processor {time.process_time() - worked:.1f} s), "
         f"recall@20 {index.recall(20):.3f} on 64 of its rows"
     )
-    wall, cpu, _ = timed(lambda n: search(sae, index, n, set={7: 4.0}, remove=[9]), repeats)
+    wall, cpu = timed(lambda n: search(sae, index, n, set={7: 4.0}, remove=[9]), repeats)
     print(f"approximate: median {statistics.median(wall):.4f} s (processor {statistics.median(cpu):.4f} s)")
 
 

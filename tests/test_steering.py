@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -17,6 +20,8 @@ from nb_sae.concepts.schema import STEERING
 from nb_sae.concepts.steering import matched_latents, steering_curve
 from nb_sae.data.faces import PROMPTS
 from nb_sae.errors import ConfigError, ShapeError, WidgetError
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "search_and_steering.md"
 
 
 class Directions:
@@ -85,9 +90,11 @@ def test_by_chance_a_latent_is_no_better_than_its_controls(orthogonal):
     """The null: prompts that have nothing to do with any latent."""
     dictionary, rows, _ = orthogonal
     ps = []
-    for seed in range(12):
+    for seed in range(10):
         clip = Directions(gaussian(32, 32, seed=100 + seed).float())
-        curve = steering_curve(dictionary, rows[:200], seed, clip=clip, prompts=["0", "1"], controls=9, seed=seed)
+        curve = steering_curve(
+            dictionary, rows[:100], seed, clip=clip, prompts=["0", "1"], strengths=[0.0, 1.5], controls=9, seed=seed
+        )
         ps.append(curve.about["p"])
     assert 0.3 < np.mean(ps) < 0.8
 
@@ -121,6 +128,29 @@ def test_raising_the_eyeglasses_latent_raises_zero_shot_eyeglasses_and_matched_l
     assert curve.about["p"] == pytest.approx(1 / 21)
     assert float(curve.controls["effect"][1:].abs().max()) < 0.6 * curve.about["effect"]  # pyright: ignore
     assert abs(float(curve.controls["effect"][1:].median())) < 0.15  # pyright: ignore
+
+
+def test_the_examples_of_the_page_run(demo_world, tmp_path, monkeypatch):
+    pytest.importorskip("usearch")
+    monkeypatch.chdir(tmp_path)
+    latent, _, _ = eyeglasses(demo_world)
+
+    class Named:
+        def find(self, name):
+            return {"eyeglasses": latent}[name]
+
+        def name_of(self, latent):
+            return f"latent {latent}"
+
+    known = {
+        "dictionary": demo_world.dictionary, "store": demo_world.store, "clip": demo_world.clip,
+        "faces": demo_world.faces, "names": Named(), "picture": demo_world.faces[0],
+    }  # fmt: skip
+    examples = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        exec(example, known)
+    assert known["found"].recall > 0.8  # of the approximate search, the last one
 
 
 @pytest.mark.parametrize(
