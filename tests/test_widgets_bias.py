@@ -48,8 +48,8 @@ def table(dashboard: BiasDashboard, trait: str, name: str) -> pl.DataFrame:
 
 
 def saved_bytes(dashboard: BiasDashboard) -> int:
-    """What the dashboard's own traits take in a notebook: base64 and JSON."""
-    state = {name: dashboard.get_state()[name] for name in dashboard.trait_names(sync=True) if name != "layout"}
+    """What the dashboard takes in a notebook, its scripts too: base64 and JSON."""
+    state = dict(dashboard.get_state())
     state |= {name: base64.b64encode(one).decode() for name, one in state.items() if isinstance(one, bytes)}
     return len(json.dumps(state, default=str))
 

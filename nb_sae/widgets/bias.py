@@ -27,9 +27,9 @@ OVERVIEW_BYTES = 130_000
 """The ranking; some hundred concepts. Those beyond it, the least important ones, are left out and counted."""
 PICTURE_BYTES = 55_000
 """Kept for pictures where the tables could take everything."""
-PICTURE_SIDE = 64
+PICTURE_SIDE = 56
 _IMAGES = (None, 6, 3)
-"""Curves of single inputs that a saved concept shows: all of them, or fewer where that lets more concepts in."""
+"""Curves and examples that a saved concept shows: all of them, or fewer where that lets more concepts in."""
 ASKED_PICTURES = 64
 """Pictures that one answer of the kernel carries."""
 _TEXT = 160
@@ -117,19 +117,19 @@ class BiasDashboard(Dashboard):
         frames, every = self._frames, self._frames.concepts.height
         listed = fits(frames.overview, every, OVERVIEW_BYTES)
         self.concepts = frames.concepts.head(listed)
-        every_id = frames.input_ids(range(listed))
-        named = len(wire.pack({"inputs": self._shown.cut(every_id, 0)[0]})[1])
-        room = SAVED_BYTES - len(wire.pack(frames.overview(listed))[1]) - named
+        free = SAVED_BYTES - len(wire.pack(frames.overview(listed))[1])
         wanted = PICTURE_BYTES if self._shown else 0
-        # Fewer curves of single inputs first, fewer concepts only then.
-        images, saved = None, range(0)
+        # Fewer curves and examples first, fewer concepts only then.
+        images, saved, room = None, range(0), free
         for images in _IMAGES:
+            ids = frames.input_ids(range(listed), images)
+            room = free - len(wire.pack({"inputs": self._shown.cut(ids, 0)[0]})[1])
             cards = partial(_first_details, frames, images)
             saved = range(fits(cards, listed, max(0, room - wanted)))
             if len(saved) == listed:
                 break
         details_header, details = wire.pack(frames.details(saved, images))
-        ids = frames.input_ids(saved)
+        ids = frames.input_ids(saved, images)
         inputs, thumbs = self._shown.cut(ids, max(wanted, room - len(details)))
         inputs_header, packed_inputs = wire.pack({"inputs": inputs})
         thumbs_header, packed_thumbs = wire.pack_thumbs(thumbs)
@@ -271,9 +271,8 @@ class _Pictures:
         return pl.DataFrame(lines, schema=columns, orient="row"), thumbs
 
     def _key(self, input_id: int) -> str:
-        keys = getattr(self._inputs, "keys", None)
-        known = keys is not None and not callable(keys) and input_id < len(keys)
-        return wire.clean_text(keys[input_id]) if known and keys is not None else f"input {input_id}"
+        keys: Sequence[str] = () if callable(getattr(self._inputs, "keys", max)) else self._inputs.keys
+        return wire.clean_text(keys[input_id]) if input_id < len(keys) else f"input {input_id}"
 
     def _text(self, input_id: int) -> str:
         if not self._is_text or not self._holds(input_id):
@@ -308,5 +307,5 @@ class _Pictures:
 def _small(picture: Image.Image) -> bytes:
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    picture.save(out, "WEBP", quality=68, method=4)
+    picture.save(out, "WEBP", quality=64, method=4)
     return out.getvalue()

@@ -12,7 +12,7 @@ from nb_sae.widgets.bias_tables import BiasFrames, interval_text, ranked
 from nb_sae.widgets.picture import SCALE, Canvas
 from nb_sae.widgets.wire import sig3
 
-WIDTH, HEIGHT = 900, 476
+WIDTH, HEIGHT = 900, 532
 CONCEPTS = 12
 GROUPS = 5
 _MARGIN, _MIDDLE, _ROW = 20, 460, 26
@@ -138,7 +138,7 @@ def _draw_errors(canvas: Canvas, frames: BiasFrames, about: Mapping[str, Any], *
 
 
 def _dot(canvas: Canvas, at: tuple[float, float], *, filled: bool) -> None:
-    x, y, radius = at[0] * SCALE, at[1] * SCALE, 4.5 * SCALE
+    x, y, radius = at[0] * SCALE, at[1] * SCALE, 3.5 * SCALE
     corners = (x - radius, y - radius, x + radius, y + radius)
     fill = _BRAND if filled else _PAPER
     ImageDraw.Draw(canvas.image).ellipse(corners, fill=fill, outline=_BRAND, width=2 * SCALE)

@@ -40,7 +40,7 @@ _FACTS = (
     "model", "site",
 )  # fmt: skip
 _COUNTS = frozenset({"n", "n_rest", "n_positive", "missing"})
-_PLACES_PER_TURN = 4
+_PLACES_PER_TURN = 2
 _PROBABILITY_STEPS = 65_535
 
 
@@ -85,13 +85,15 @@ class BiasFrames:
         return {"labels": pl.DataFrame({"text": self.labels}, schema={"text": pl.String})}
 
     def details(self, numbers: Sequence[int], images: int | None = None) -> dict[str, pl.DataFrame]:
-        """What the cards of these concepts show, without the pictures; of the curves of single inputs `images`."""
+        """What the cards of these concepts show, without the pictures; `images` of the curves and examples."""
         part = self._of_concepts(numbers, ("curves", "image_curves", "examples", "histograms"))
+        if images is not None:
+            part["examples"] = part["examples"].filter(pl.col("rank") < images)
         part |= {"curves": _grids(part["curves"]), "image_curves": _image_lists(part["image_curves"], images)}
         chosen = self.concepts.filter(pl.col("concept").is_in(list(numbers)))
         return {name: self.coded(frame) for name, frame in (part | {"levels": self._levels(chosen)}).items()}
 
-    def input_ids(self, numbers: Sequence[int]) -> list[int]:
+    def input_ids(self, numbers: Sequence[int], images: int | None = None) -> list[int]:
         """Inputs behind the numbers of these concepts and of the groups, those that are wanted most first."""
         place = pl.DataFrame(
             {"latent": self.concepts["latent"].gather(list(numbers)), "place": range(len(numbers))},
@@ -100,7 +102,10 @@ class BiasFrames:
         examples = self.frames["examples"].select("latent", "input_id", turn=pl.col("rank").cast(pl.Int64))
         curves = self.frames["image_curves"].unique(["latent", "output", "input_id"], maintain_order=True)
         curves = curves.select("latent", "input_id", turn=pl.int_range(pl.len()).over("latent", "output"))
-        found = pl.concat([examples, curves]).join(place, on="latent", how="left", maintain_order="left")
+        found = pl.concat([examples, curves])
+        if images is not None:
+            found = found.filter((pl.col("turn") < images) | pl.col("latent").is_null())
+        found = found.join(place, on="latent", how="left", maintain_order="left")
         found = found.filter(pl.col("place").is_not_null() | pl.col("latent").is_null())
         # The first concepts have all of theirs before the last ones have their second.
         turn = pl.col("turn") + pl.col("place").fill_null(-1) / _PLACES_PER_TURN

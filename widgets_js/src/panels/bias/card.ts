@@ -13,8 +13,10 @@ import {
   maskedText,
   named,
   none,
+  nothing,
   numberButton,
   type Panel,
+  qText,
   roundUp,
   section,
   tableOf,
@@ -147,13 +149,10 @@ function drawHead(head: HTMLElement, { report, state }: Panel, concept: number):
   const one = report
     .effects(ranking)
     .find((line) => line.concept === concept && line.side === side && line.given === given);
-  const title = h(
-    "h3",
-    {},
-    named(report.names[concept] ?? ""),
-    " ",
-    h("span", { class: "nbs-badge" }, `latent ${report.latent[concept]}`),
-  );
+  const name = report.names[concept] ?? "";
+  const number = `latent ${report.latent[concept]}`;
+  const title = h("h3", {}, named(name));
+  if (name !== number) title.append(" ", h("span", { class: "nbs-badge" }, number));
   head.replaceChildren(title);
   if (!one) return;
   const of = ranking === "reliance" ? `p(${report.label(side)})` : `${report.label(side)} against the others`;
@@ -161,7 +160,9 @@ function drawHead(head: HTMLElement, { report, state }: Panel, concept: number):
     head.append(h("p", { class: "nbs-masked" }, `${maskedText(report)} — `, named(of)));
     return;
   }
-  const verdict = one.flagged ? `passes q ≤ ${report.about.q}` : `not distinguishable from 0 at q ≤ ${report.about.q}`;
+  const verdict = one.flagged
+    ? `passes q ≤ ${report.about.q}`
+    : `not distinguishable from ${nothing(ranking)} at q ≤ ${report.about.q}`;
   const condition = given >= 0 ? `, given ${report.label(given)}` : "";
   head.append(
     h(
@@ -173,7 +174,7 @@ function drawHead(head: HTMLElement, { report, state }: Panel, concept: number):
         `95 % ${sig3(one.low)} … ${sig3(one.high)}`,
       ),
       fact("n", count(one.n), one.n_rest ? `against ${count(one.n_rest)}` : "rows"),
-      fact("q-value", sig3(one.q), verdict),
+      fact("q-value", qText(one.q), verdict),
     ),
     h("p", { class: "nbs-note" }, named(`${MEASURE_OF[ranking]}: ${of}${condition}`)),
   );
@@ -227,7 +228,7 @@ function groupTable(panel: Panel, concept: number): HTMLElement {
       name,
       whisker(number, [-domain, domain], { hollow: !one.flagged, at: 0 }),
       numberButton(interval(number), "Show the inputs behind this number", () => open(one)),
-      sig3(one.q),
+      qText(one.q),
       `${count(one.n)} / ${count(one.n_rest)}`,
       `${density(one, "density")} / ${density(one, "density_rest")}`,
     ];

@@ -34,6 +34,10 @@ export function curvePanel(root: HTMLElement, panel: Panel, concept: number, det
     if (!curve) return;
     const images = details.imageCurves(concept, output);
     stops.push(chart(root, panel, curve, images));
+    const kept = report.about.images;
+    if (kept !== null && details === panel.source.saved && state.get("kernel") === "none") {
+      root.append(none(`This saved view keeps the curves and examples of ${kept} inputs for each concept and group.`));
+    }
   });
   return () => {
     stopOutput();

@@ -11,6 +11,7 @@ import {
   none,
   numberButton,
   type Panel,
+  qText,
   roundUp,
   section,
   segments,
@@ -78,7 +79,7 @@ function gapTable(panel: Panel, gaps: Gap[]): HTMLElement {
       gap.measure,
       whisker(gap, [-domain, domain], { hollow: !(gap.q <= report.about.q), at: 0 }),
       numberButton(interval(gap), BEHIND, () => open(panel, gap.group, -1, -1)),
-      sig3(gap.q),
+      qText(gap.q),
       `${count(gap.n)} / ${count(gap.n_rest)}`,
     ];
   });

@@ -12,8 +12,10 @@ import {
   MEASURES,
   maskedText,
   named,
+  nothing,
   type Panel,
   picker,
+  qText,
   roundUp,
   segments,
   type View,
@@ -153,7 +155,7 @@ function drawRow(row: HTMLElement, panel: Panel, one: Effect | undefined, domain
   if (!one) {
     row.className = "nbs-row nbs-apart";
     row.setAttribute("role", "presentation");
-    row.append(h("span", {}, `Not distinguishable from 0 (q > ${report.about.q})`));
+    row.append(h("span", {}, `Not distinguishable from ${nothing(state.get("ranking"))} (q > ${report.about.q})`));
     return;
   }
   const name = report.names[one.concept] ?? "";
@@ -168,10 +170,12 @@ function drawRow(row: HTMLElement, panel: Panel, one: Effect | undefined, domain
     );
     return;
   }
-  const verdict = one.flagged ? `passes q ≤ ${report.about.q}` : "not distinguishable from 0";
+  const verdict = one.flagged
+    ? `passes q ≤ ${report.about.q}`
+    : `not distinguishable from ${nothing(state.get("ranking"))}`;
   row.setAttribute(
     "aria-label",
-    `${name}, effect ${interval(number)}, n = ${count(one.n)}, q = ${sig3(one.q)}, ${verdict}`,
+    `${name}, effect ${interval(number)}, n = ${count(one.n)}, q = ${qText(one.q)}, ${verdict}`,
   );
   row.append(
     h("span", { class: "nbs-col-name", title: name }, named(name)),

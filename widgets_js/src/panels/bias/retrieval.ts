@@ -2,7 +2,7 @@
 
 import { h } from "../../core/dom";
 import { count, percent, sig3 } from "../../core/format";
-import { distinct, named, none, numberButton, type Panel, roundUp, section, tableOf, whisker } from "./shared";
+import { distinct, named, none, numberButton, type Panel, qText, roundUp, section, tableOf, whisker } from "./shared";
 import { value } from "./tables";
 
 export function retrievalPanel(root: HTMLElement, { report, state }: Panel): () => void {
@@ -53,7 +53,7 @@ export function retrievalPanel(root: HTMLElement, { report, state }: Panel): () 
           hollow: !(of("q_value", row) <= report.about.q),
         }),
         numberButton(sig3(skew), "Show the first hits", () => open(query)),
-        sig3(of("q_value", row)),
+        qText(of("q_value", row)),
         `${sig3(of("parity_gap", row))} (chance ${sig3(of("chance_parity", row))})`,
         count(of("k", row)),
         named(shares.join(" · ")),

@@ -65,6 +65,16 @@ export function interval({ value, low, high }: { value: number; low: number; hig
   return Number.isNaN(value) ? "–" : `${sig3(value)} [${sig3(low)}, ${sig3(high)}]`;
 }
 
+/** A q-value; what float32 cannot hold any more is said to be small, not to be 0. */
+export function qText(q: number): string {
+  return q < 1e-30 ? "< 1e−30" : sig3(q);
+}
+
+/** What an effect that does not pass cannot be told from. */
+export function nothing(ranking: Ranking): string {
+  return ranking === "reliance" ? "matched latents" : "0";
+}
+
 export function maskedText(report: Report): string {
   return `masked: n < ${report.about.min_n}`;
 }
@@ -104,7 +114,8 @@ export function whisker(
 }
 
 /** A button that is a number: one click leads to the images behind it. */
-export function numberButton(text: string, title: string, open: () => void): HTMLElement {
+export function numberButton(text: string, title: string, open: () => void): HTMLElement | string {
+  if (text === "–") return text;
   const button = h("button", { type: "button", class: "nbs-number", title }, text);
   button.addEventListener("click", open);
   return button;
