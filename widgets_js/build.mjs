@@ -7,7 +7,7 @@ import { mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import * as esbuild from "esbuild";
-import { prune } from "./prune.mjs";
+import { prune, unnamed } from "./prune.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const target = join(here, "..", "nb_sae", "widgets", "static");
@@ -54,6 +54,8 @@ async function build({ entry, file, budget, ...options }) {
   if (file.endsWith(".css")) {
     // Written just before: the script says which rules its dashboard needs.
     const script = await readFile(out.replace(/\.css$/, ".js"), "utf8");
+    const unknown = unnamed(await readFile(join(here, entry), "utf8"), script);
+    if (unknown.length) throw new Error(`${entry} has rules for ${unknown}, which its script does not name in full.`);
     await writeFile(part, shorten(prune(await readFile(part, "utf8"), script)));
   }
   const { size } = await stat(part);

@@ -79,10 +79,21 @@ function rules(text, isUsed) {
   return out;
 }
 
-/** The sheet without rules for `nbs-` classes that are not in `script`. A name that ends in "-" is a beginning. */
-export function prune(css, script) {
+/** Whether a script names a class. A name that ends in "-" is a beginning. */
+function namer(script) {
   const names = [...new Set(script.match(/nbs-[\w-]+/g) ?? [])];
   const whole = new Set(names);
   const beginnings = names.filter((name) => name.endsWith("-"));
-  return rules(css, (name) => whole.has(name) || beginnings.some((start) => name.startsWith(start)));
+  return (name) => whole.has(name) || beginnings.some((start) => name.startsWith(start));
+}
+
+/** The sheet without rules for `nbs-` classes that are not in `script`. */
+export function prune(css, script) {
+  return rules(css, namer(script));
+}
+
+/** Classes of a sheet that `script` does not name: rules that would be lost. */
+export function unnamed(css, script) {
+  const isUsed = namer(script);
+  return [...new Set(css.match(/\.nbs-[\w-]+/g) ?? [])].filter((name) => !isUsed(name.slice(1)));
 }

@@ -206,7 +206,7 @@ function nearest(steps: number[], value: number): number {
 function strips(before: Answer, after: Answer | undefined): HTMLElement[] {
   const kept = new Set(after?.hits.map(({ input }) => input));
   const had = new Set(before.hits.map(({ input }) => input));
-  const strip = (title: string, hits: Hit[], mark: (hit: Hit) => string | undefined) => {
+  const strip = (title: string, hits: Hit[], mark: (hit: Hit) => "new" | "lost" | undefined) => {
     const line = h("div", { class: "nbs-strip", role: "group", "aria-label": title });
     for (const hit of hits) {
       line.append(tile({ key: hit.key, url: hit.url, caption: sig3(hit.score), said: "cosine", mark: mark(hit) }));

@@ -3,6 +3,9 @@
 import { bdi, h } from "../../core/dom";
 import { visible } from "../../core/format";
 
+/** Whole names: the build keeps the rules for classes that a script names. */
+const CLASSES = { new: "nbs-new", lost: "nbs-lost" };
+
 export interface Tile {
   key: string;
   url: string | undefined;
@@ -10,7 +13,7 @@ export interface Tile {
   caption: string;
   said: string;
   /** A word that is not only colour: "new", "lost". */
-  mark?: string | undefined;
+  mark?: keyof typeof CLASSES | undefined;
 }
 
 export function tile({ key, url, caption, said, mark }: Tile): HTMLElement {
@@ -24,7 +27,7 @@ export function tile({ key, url, caption, said, mark }: Tile): HTMLElement {
   return h(
     "div",
     {
-      class: mark ? `nbs-tile nbs-${mark}` : "nbs-tile",
+      class: `nbs-tile ${mark ? CLASSES[mark] : ""}`,
       role: "img",
       "aria-label": `${name}, ${said} ${caption}${mark ? `, ${mark}` : ""}`,
       title: name,
