@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figure import bars
+from charts import bars
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import dense_reference
