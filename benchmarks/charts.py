@@ -1,4 +1,4 @@
-"""Bars, and lines on linear axes, for docs/ (log–log panels: figure.py). SVG written by hand, which every viewer shows and no network is needed for."""
+"""Bars and lines for docs, as SVG written by hand, which every viewer shows without a network (log–log: figure.py)."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import time
 from typing import Any
 
 import torch
-from figure import Panel, lines
+from charts import Panel, lines
 from train_step import ROOT, Ours, Product, rows, timed
 
 SMALLEST = 16
