@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOME = {
     "errors": "nb_sae.errors",
@@ -48,7 +48,19 @@ _HOME = {
     "merge_analyses": "nb_sae.analysis.scan:merge_analyses",
     "PartialAnalysis": "nb_sae.analysis.part:PartialAnalysis",
     "pca_quality": "nb_sae.analysis.quality:pca_quality",
+    "vocabulary": "nb_sae.data.vocabulary:vocabulary",
+    "name_concepts": "nb_sae.concepts.naming:name_concepts",
+    "ConceptNames": "nb_sae.concepts.names:ConceptNames",
+    "count_concepts": "nb_sae.concepts.counts:count_concepts",
+    "search": "nb_sae.concepts.search:search",
+    "SearchIndex": "nb_sae.concepts.index:SearchIndex",
+    "steering_curve": "nb_sae.concepts.steering:steering_curve",
+    "bias_report": "nb_sae.concepts.bias.making:bias_report",
+    "BiasReport": "nb_sae.concepts.bias.report:BiasReport",
+    "ConceptEditor": "nb_sae.concepts.editor:ConceptEditor",
     "FeatureDashboard": "nb_sae.widgets.feature:FeatureDashboard",
+    "ConceptDashboard": "nb_sae.widgets.concept:ConceptDashboard",
+    "BiasDashboard": "nb_sae.widgets.bias:BiasDashboard",
     "show": "nb_sae.widgets.base:show",
     "report": "nb_sae.reporting.report:report",
     "doctor": "nb_sae.diagnosis:doctor",
@@ -66,6 +78,15 @@ if TYPE_CHECKING:
     from nb_sae.analysis.scan import analyze as analyze
     from nb_sae.analysis.scan import analyze_part as analyze_part
     from nb_sae.analysis.scan import merge_analyses as merge_analyses
+    from nb_sae.concepts.bias.making import bias_report as bias_report
+    from nb_sae.concepts.bias.report import BiasReport as BiasReport
+    from nb_sae.concepts.counts import count_concepts as count_concepts
+    from nb_sae.concepts.editor import ConceptEditor as ConceptEditor
+    from nb_sae.concepts.index import SearchIndex as SearchIndex
+    from nb_sae.concepts.names import ConceptNames as ConceptNames
+    from nb_sae.concepts.naming import name_concepts as name_concepts
+    from nb_sae.concepts.search import search as search
+    from nb_sae.concepts.steering import steering_curve as steering_curve
     from nb_sae.data.celeba import celeba as celeba
     from nb_sae.data.faces import demo_faces as demo_faces
     from nb_sae.data.fairface import fairface as fairface
@@ -74,6 +95,7 @@ if TYPE_CHECKING:
     from nb_sae.data.texts import demo_texts as demo_texts
     from nb_sae.data.texts import texts as texts
     from nb_sae.data.utkface import utkface as utkface
+    from nb_sae.data.vocabulary import vocabulary as vocabulary
     from nb_sae.diagnosis import doctor as doctor
     from nb_sae.hooks import capture as capture
     from nb_sae.hooks import intervene as intervene
@@ -97,6 +119,8 @@ if TYPE_CHECKING:
     from nb_sae.store.stream import ActivationStream as ActivationStream
     from nb_sae.types import Edit as Edit
     from nb_sae.widgets.base import show as show
+    from nb_sae.widgets.bias import BiasDashboard as BiasDashboard
+    from nb_sae.widgets.concept import ConceptDashboard as ConceptDashboard
     from nb_sae.widgets.feature import FeatureDashboard as FeatureDashboard
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _NOTEBOOKS = {
     "01": "01_interpret_clip.ipynb",
     "02": "02_interpret_language_model.ipynb",
+    "03": "03_concepts_and_steering.ipynb",
+    "04": "04_concept_bias_celeba.ipynb",
     "07": "07_train_and_compare.ipynb",
 }
 _QUICK = {"N_INPUTS": 600, "TRAIN_ROWS": 60_000}
@@ -71,7 +73,10 @@ def _add_demo(commands: Any) -> None:
         "and write it as one HTML file and an executed notebook.",
     )
     demo.add_argument(
-        "--notebook", choices=sorted(_NOTEBOOKS), default="01", help="01: CLIP, 02: language model, 07: training"
+        "--notebook",
+        choices=sorted(_NOTEBOOKS),
+        default="01",
+        help="01: CLIP, 02: language model, 03: concepts, 04: bias, 07: training",
     )
     demo.add_argument(
         "--model", metavar="NAME", help="an open_clip name, hf-hub: name or local checkpoint; or a causal LM"

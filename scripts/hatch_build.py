@@ -14,7 +14,13 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import build_widgets
 
-NOTEBOOKS = ("01_interpret_clip.ipynb", "02_interpret_language_model.ipynb", "07_train_and_compare.ipynb")
+NOTEBOOKS = (
+    "01_interpret_clip.ipynb",
+    "02_interpret_language_model.ipynb",
+    "03_concepts_and_steering.ipynb",
+    "04_concept_bias_celeba.ipynb",
+    "07_train_and_compare.ipynb",
+)
 
 
 class WidgetBuildHook(BuildHookInterface[Any]):

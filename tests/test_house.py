@@ -87,10 +87,12 @@ def notebooks() -> list[Path]:
     return sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def test_the_two_tutorials_are_there():
+def test_the_tutorials_are_there():
     assert {path.name for path in notebooks()} >= {
         "01_interpret_clip.ipynb",
         "02_interpret_language_model.ipynb",
+        "03_concepts_and_steering.ipynb",
+        "04_concept_bias_celeba.ipynb",
         "07_train_and_compare.ipynb",
     }
 

@@ -17,8 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORT_LIMIT_BYTES = 6_000_000
 SMALLER = {"N_INPUTS": 1500, "TRAIN_ROWS": 300_000}
 """What the tests set in the notebooks' parameters cell; `make demo` runs the first one at its full size."""
-SMALLEST = {"07_train_and_compare": {"N_INPUTS": 600, "TRAIN_ROWS": 40_000}}
-"""It trains a dozen dictionaries."""
+SMALLEST = {
+    "03_concepts_and_steering": {"N_INPUTS": 1500, "TRAIN_ROWS": 200_000},
+    "04_concept_bias_celeba": {"N_INPUTS": 1500, "TRAIN_ROWS": 200_000},
+    "07_train_and_compare": {"N_INPUTS": 600, "TRAIN_ROWS": 40_000},  # it trains a dozen dictionaries
+}
+TUTORIALS = ("01_interpret_clip", "02_interpret_language_model", *SMALLEST)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Executed:
         return nbformat.read(self.page.with_suffix(".ipynb"), as_version=4)
 
 
-@pytest.fixture(scope="module", params=["01_interpret_clip", "02_interpret_language_model", "07_train_and_compare"])
+@pytest.fixture(scope="module", params=TUTORIALS)
 def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Executed:
     """The report of a tutorial; a cell that fails raises here."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -19,7 +19,13 @@ pytestmark = pytest.mark.wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_LIMIT_BYTES = 20_000_000
-NOTEBOOKS = ("01_interpret_clip.ipynb", "02_interpret_language_model.ipynb", "07_train_and_compare.ipynb")
+NOTEBOOKS = (
+    "01_interpret_clip.ipynb",
+    "02_interpret_language_model.ipynb",
+    "03_concepts_and_steering.ipynb",
+    "04_concept_bias_celeba.ipynb",
+    "07_train_and_compare.ipynb",
+)
 
 
 @dataclass(frozen=True)

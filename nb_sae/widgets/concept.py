@@ -78,7 +78,8 @@ class ConceptDashboard(Dashboard):
         editor: What moves concepts, `ns.ConceptEditor(…)`; None: names and cards only. With a kernel any input and any
             mixture of concepts; without one the saved inputs, one concept at a time at five values.
         latent: The concept to start with; None: the first.
-        saved: Latents that a saved view can move. None: the first twelve accepted names of different words.
+        saved: Latents that a saved view can move. None: the first one shown and the accepted names of
+            different words, twelve in all.
 
     Raises:
         WidgetError: what was given has not the tables that are needed, or the scripts are not built.
@@ -112,7 +113,7 @@ class ConceptDashboard(Dashboard):
         self._analysis, self._editor = analysis, editor
         known = set(self.table["latent"].to_list())
         start = self._checked(latent, known) if latent is not None else (self.table["latent"].to_list() or [0])[0]
-        movable = self._movable(saved, known)
+        movable = self._movable(saved, known, start)
         self.saved_latents = movable
         cards = self._saved_cards(start)
         packed = cards.pack()
@@ -148,11 +149,12 @@ class ConceptDashboard(Dashboard):
             )
         return int(latent)
 
-    def _movable(self, saved: Iterable[int] | None, known: set[int]) -> list[int]:
+    def _movable(self, saved: Iterable[int] | None, known: set[int], start: int) -> list[int]:
         if saved is not None:
             return [self._checked(latent, known) for latent in dict.fromkeys(saved)]
         accepted = self.table.filter("accepted").unique("shown", keep="first", maintain_order=True)
-        return accepted["latent"].head(SAVED_CONCEPTS).to_list()
+        first = [start] if start in known else []
+        return list(dict.fromkeys([*first, *accepted["latent"].to_list()]))[:SAVED_CONCEPTS]
 
     def _saved_cards(self, start: int) -> Any:
         first = [*self.saved_latents, start, *self.table.filter("accepted")["latent"].head(SAVED_CARDS).to_list()]
