@@ -122,7 +122,7 @@ def _reliance(rng, keyed, outputs, strong) -> pl.DataFrame:
             p = 0.001 if abs(effect) > 0.03 else float(rng.uniform(0.1, 1))
             lines.append((
                 word, latent, output, effect, effect - 0.012, effect + 0.012, 0.0, float(rng.uniform(1, 8)),
-                0.0034, 6_000, 20, -0.018, 0.021, p, min(1.0, p * 4),
+                0.0034, 6_000, 20, -0.018, 0.021, p, min(1.0, p * 4), p,
             ))  # fmt: skip
     return pl.DataFrame(lines, schema=schema.RELIANCE, orient="row")
 

@@ -40,6 +40,11 @@ def line(frame: pl.DataFrame, **where: object) -> dict[str, object]:
     return found.row(0, named=True)
 
 
+def same(one: pl.DataFrame, other: pl.DataFrame) -> bool:
+    """Apart from q-values, which count the tables that a report has."""
+    return one.drop("q_value").equals(other.drop("q_value"))
+
+
 def test_every_table_has_the_columns_of_its_schema(report):
     assert {name: getattr(report, name).schema for name in TABLES} == TABLES
 
@@ -132,9 +137,10 @@ def test_setting_a_concept_to_what_it_is_changes_no_probability(world, report):
 
 def test_controls_are_live_near_in_density_and_no_concept_of_the_report(world):
     found = bias_report(world.dictionary, world.store, world.attributes, "Male", {"c0": 0}, controls=6)
-    assert found.controls.height == 6
-    assert not set(found.controls["control"]) & {0, DEAD}
-    near = found.controls["density"].to_numpy() - (world.z[:, 0] > 0).mean()
+    matched = found.controls.drop_nulls("control")
+    assert matched.height == 6
+    assert not set(matched["control"]) & {0, DEAD}
+    near = matched["density"].to_numpy() - (world.z[:, 0] > 0).mean()
     every = np.sort(np.abs((world.z[:, 1:DEAD] > 0).mean(0) - (world.z[:, 0] > 0).mean()))
     assert np.abs(near).max() <= every[12]
 
@@ -291,8 +297,8 @@ def test_a_quantity_is_correlated_and_then_cut_at_its_median(world):
 def test_labels_mean_the_same_however_they_are_written(world, report, as_given):
     other = world.attributes.with_columns(as_given(pl.col("Male")), as_given(pl.col("Young")))
     found = bias_report(world.dictionary, world.store, other, "Male", NAMES, given=["Young"], classifier=None)
-    assert found.association.equals(report.association)
-    assert found.conditional.equals(report.conditional)
+    assert same(found.association, report.association)
+    assert same(found.conditional, report.conditional)
 
 
 def test_missing_labels_are_dropped_from_their_test_alone_and_counted(world):
@@ -310,10 +316,10 @@ def test_missing_labels_are_dropped_from_their_test_alone_and_counted(world):
 def test_labels_are_joined_by_key_whatever_their_order(world, report):
     shuffled = world.attributes.sample(fraction=1, shuffle=True, seed=1)
     found = bias_report(world.dictionary, world.store, shuffled, "Male", NAMES, given=["Young"], classifier=None)
-    assert found.association.equals(report.association)
+    assert same(found.association, report.association)
     by_number = world.attributes.select(pl.col("key").cast(pl.UInt32).alias("input_id"), pl.exclude("key"))
     found = bias_report(world.dictionary, world.store, by_number, "Male", NAMES, given=["Young"], classifier=None)
-    assert found.association.equals(report.association)
+    assert same(found.association, report.association)
 
 
 def test_small_groups_are_masked_everywhere(world):

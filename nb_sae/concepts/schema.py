@@ -102,7 +102,7 @@ ASSOCIATION = pl.Schema(
         "density": pl.Float64,  # share of the group in which the concept is active
         "density_rest": pl.Float64,
         "p_value": pl.Float64,
-        "q_value": pl.Float64,  # Benjamini–Hochberg over all concepts (and groups) of this table
+        "q_value": pl.Float64,  # Benjamini–Hochberg over this table, times the number of tables that test
         "masked": pl.Boolean,  # a side is below the minimum n: numbers are null
     }
 )
@@ -122,8 +122,9 @@ RELIANCE = pl.Schema(
         "controls": pl.UInt32,  # live latents matched in density and activation
         "control_low": pl.Float64,  # 2.5 % and 97.5 % of their effects
         "control_high": pl.Float64,
-        "p_value": pl.Float64,  # against the controls
+        "p_value": pl.Float64,  # against probes of shuffled labels; of a classifier that was given, as p_controls
         "q_value": pl.Float64,
+        "p_controls": pl.Float64,  # against the controls
     }
 )
 
@@ -187,7 +188,7 @@ RETRIEVAL = pl.Schema(
         "shares": pl.List(pl.Float64),  # of each group among the k, in the order of `groups`
         "chance_parity": pl.Float64,  # 97.5 % quantile of parity_gap of k random rows
         "p_value": pl.Float64,  # chance that k random rows have a max_skew as high
-        "q_value": pl.Float64,  # Benjamini–Hochberg over the lines of this table
+        "q_value": pl.Float64,  # as in ASSOCIATION
     }
 )
 
@@ -196,10 +197,10 @@ CONTROLS = pl.Schema(
         "concept": pl.String,
         "latent": pl.UInt32,
         "output": pl.String,
-        "control": pl.UInt32,  # the live latent that it is compared with
+        "control": pl.UInt32,  # the live latent that it is compared with; null: itself, in a probe of shuffled labels
         "density": pl.Float64,  # of the control
         "mean": pl.Float64,  # activation of the control where it is active
-        "effect": pl.Float64,  # of the control, set to the concept's own values
+        "effect": pl.Float64,  # of the control, over its own observed range
     }
 )
 
@@ -217,7 +218,7 @@ GAPS = pl.Schema(
         "n": pl.UInt32,  # rows that the measure counts: of the positive ones for tpr
         "n_rest": pl.UInt32,
         "p_value": pl.Float64,
-        "q_value": pl.Float64,  # Benjamini–Hochberg over the lines of this table
+        "q_value": pl.Float64,  # as in ASSOCIATION
         "masked": pl.Boolean,
     }
 )

@@ -95,7 +95,7 @@ def read_label(frame: pl.DataFrame, column: str) -> Label:
         raise InputError(f"{column!r} has {only}, so there is nothing to compare. Choose an attribute that varies.")
     binary = as_boolean(values)
     if binary is not None:
-        codes = binary.cast(pl.Int64).fill_null(-1).to_numpy()
+        codes = binary.cast(pl.Int64).fill_null(-1).to_numpy(writable=True)
         return Label(column, "binary", codes, (f"not {column}", column))
     if held == [-1, 0, 1]:
         raise InputError(

@@ -18,7 +18,16 @@ from jaxtyping import Int
 from numpy import ndarray as Array
 
 from nb_sae.concepts.bias.association import association_frame, examples_frame, histograms_frame
-from nb_sae.concepts.bias.classifier import Classifier, auc, decided, make_classifier, outputs_of, train_probe
+from nb_sae.concepts.bias.classifier import (
+    Classifier,
+    LinearClassifier,
+    auc,
+    decided,
+    make_classifier,
+    outputs_of,
+    shuffled_probes,
+    train_probe,
+)
 from nb_sae.concepts.bias.error_gaps import Predictions, error_frames, group_cells
 from nb_sae.concepts.bias.labels import Label, joined_to, read_label
 from nb_sae.concepts.bias.mitigation import mitigation_frame, neutral_values
@@ -34,6 +43,8 @@ from nb_sae.types import ActivationSource
 
 MOST_REMOVED = 10
 """Concepts that retrieval removes together: the most associated ones."""
+TESTING = ("association", "conditional", "reliance", "gaps", "retrieval")
+"""Tables with p-values."""
 MOST_QUERIES = 12
 """Where no queries are given: names of the most associated concepts."""
 
@@ -57,6 +68,7 @@ def bias_report(
     grid: int = 9,
     images: int = 12,
     rows: int = 2000,
+    shuffles: int = 20,
     seed: int = 0,
 ) -> BiasReport:
     """What the data is biased about, and what a classifier of it leans on, in terms of a dictionary's concepts.
@@ -82,10 +94,11 @@ def bias_report(
         test: Share of the labelled rows that is held out, or a column of `attributes` that is "test" or True on them
             and "train" or False on those to train on (rows with other values are in neither).
         min_n: Rows below which a group is masked.
-        controls: Matched latents per concept.
+        controls: Matched latents per concept, at most.
         grid: Values of a counterfactual curve.
         images: Rows whose own curves and examples are kept.
         rows: Held-out rows that are edited, at most; drawn with the seed.
+        shuffles: Probes of shuffled labels that a linear probe is compared with; 0: none.
         seed: Of every draw.
 
     Raises:
@@ -97,7 +110,7 @@ def bias_report(
         Zaigrajew et al. 2025, arXiv:2502.20578, section on CelebA, gives the question; the steps are defined here and
         in docs/bias.md.
     """
-    _check_settings(min_n, controls, grid, images, rows)
+    _check_settings(min_n, controls, grid, images, rows, shuffles)
     dictionary.check(store)
     if dictionary.is_transcoder:
         raise ConfigError("A transcoder's latents have no direction among the rows it reads. Use an SAE of the site.")
@@ -123,15 +136,18 @@ def bias_report(
     tables["examples"] = examples_frame(data, named, count=images, min_n=min_n)
     tables["groups"] = _groups(split, min_n)
     if asked is not None:
-        tables |= _asked_tables(world, controls=controls, grid=grid, images=images, rows=rows, min_n=min_n)
+        tables |= _asked_tables(
+            world, controls=controls, grid=grid, images=images, rows=rows, shuffles=shuffles, min_n=min_n
+        )
     vectors = _queries(queries, clip, world, min_n)
     if vectors:
         tables |= _retrieval_tables(world, vectors, ks, images, min_n, tables["examples"])
+    tables, correction = _corrected(tables)
     about = world.about() | {
         "target": target, "given": list(given), "groups": [label.name for label in split], "test": test,
-        "min_n": min_n, "controls": controls, "grid": grid, "rows": rows, "seed": seed,
+        "min_n": min_n, "controls": controls, "shuffles": shuffles, "grid": grid, "rows": rows, "seed": seed,
         "missing": {label.name: label.missing for label in (wanted, *conditions)},
-        "correction": "Benjamini–Hochberg over the lines of each table",
+        "correction": correction,
         "caution": CAUTION.format(min_n=min_n),
     }  # fmt: skip
     return BiasReport(**tables, about=about, _mitigate=None if asked is None else world.mitigate)
@@ -190,6 +206,13 @@ class _World:
         outputs = (1,) if len(asked.outputs) == 1 else tuple(range(len(asked.outputs)))
         return Predictions(self.judged.codes[at], decided(chances).numpy(), chances.numpy(), outputs)
 
+    def shuffled(self, count: int) -> LinearClassifier | None:
+        """Probes of shuffled labels, where the classifier is a probe."""
+        if not self.is_probe or not count:
+            return None
+        codes, outputs = torch.from_numpy(self.judged.codes[self.train]), outputs_of(self.judged)
+        return shuffled_probes(self.data.x[self.train], codes, self.judged, outputs, count=count, seed=self.seed)
+
     def mitigate(
         self, concepts: Sequence[Any], how: str, *, group: str | None, retrain: bool, resamples: int
     ) -> pl.DataFrame:
@@ -247,14 +270,16 @@ def _conditional(data: ConceptRows, target: Label, conditions: list[Label], min_
 
 
 def _asked_tables(
-    world: _World, *, controls: int, grid: int, images: int, rows: int, min_n: int
+    world: _World, *, controls: int, grid: int, images: int, rows: int, shuffles: int, min_n: int
 ) -> dict[str, pl.DataFrame]:
     assert world.classifier is not None
     data, held = world.data, world.held
     random = np.random.default_rng((world.seed, 1))
     edited = held if len(held) <= rows else np.sort(random.choice(held, rows, replace=False))
     shown = _spread(edited, world.judged, images, random)
-    found = reliance_frames(data, world.classifier, edited, controls=controls, grid=grid, shown=shown)
+    found = reliance_frames(
+        data, world.classifier, edited, controls=controls, grid=grid, shown=shown, shuffled=world.shuffled(shuffles)
+    )
     groups = [Label(label.name, label.kind, label.codes[held], label.classes) for label in world.split]
     errors, classes, gaps = error_frames(
         world.predictions(held, data.x[held]), groups, data.concepts, data.z[held] > 0, world.classifier.outputs,
@@ -305,6 +330,15 @@ def _queries(queries: Any, clip: Any, world: _World, min_n: int) -> dict[str, to
         queries = [concept.name for concept in _associated(world, min_n) if concept.name != f"latent {concept.latent}"]
         queries = queries[:MOST_QUERIES]
     return read_queries(queries, clip, world.data.x.shape[1]) if len(queries) else {}
+
+
+def _corrected(tables: dict[str, pl.DataFrame]) -> tuple[dict[str, pl.DataFrame], str]:
+    """q-values of each table times the number of tables that test, so that all together keep the level of one."""
+    testing = [name for name in TESTING if tables[name]["p_value"].count()]
+    for name in testing:
+        tables[name] = tables[name].with_columns((pl.col("q_value") * len(testing)).clip(upper_bound=1.0))
+    listed = ", ".join(testing)
+    return tables, f"Benjamini–Hochberg over the lines of each table, times the {len(testing)} tables ({listed})"
 
 
 def _groups(split: list[Label], min_n: int) -> pl.DataFrame:
@@ -359,9 +393,10 @@ def _split(frame: pl.DataFrame, target: Label, test: float | str, seed: int) -> 
     return train, held
 
 
-def _check_settings(min_n: int, controls: int, grid: int, images: int, rows: int) -> None:
+def _check_settings(min_n: int, controls: int, grid: int, images: int, rows: int, shuffles: int) -> None:
     for name, value, least in (
         ("min_n", min_n, 2), ("controls", controls, 0), ("grid", grid, 2), ("images", images, 0), ("rows", rows, 2),
+        ("shuffles", shuffles, 0),
     ):  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ConfigError(f"{name}={value!r}; give a whole number of at least {least}.")

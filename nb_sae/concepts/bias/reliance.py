@@ -17,14 +17,16 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 from torch import Tensor
 
-from nb_sae.concepts.bias.classifier import Classifier
-from nb_sae.concepts.bias.rows import ConceptRows
+from nb_sae.concepts.bias.classifier import Classifier, LinearClassifier
+from nb_sae.concepts.bias.rows import ConceptRows, high_of
 from nb_sae.concepts.bias.statistics import benjamini_hochberg, mean_interval, t_p
 from nb_sae.concepts.schema import CONTROLS, CURVES, IMAGE_CURVES, RELIANCE
 from nb_sae.sae.edits import activations_of
 
 LEAST_CONTROLS = 5
 """Below it there is no p-value: too few to say how much they differ among themselves."""
+CALIPER = 3.0
+"""A control's density and mean activation differ from the concept's by less than this factor."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,13 @@ class Reliance:
 
 
 def matched_controls(rows: ConceptRows, count: int) -> list[Int[Array, " controls"]]:
-    """For each concept the live latents nearest in log density and log mean activation.
+    """For each concept the live latents nearest in log density and log mean activation, within `CALIPER` in both.
 
-    Both logs are counted in their standard deviations over the live latents. The concepts of the report are left out,
-    unless fewer than `count` live latents would remain: then only the concept itself is.
+    The concepts of the report are left out, unless fewer than `count` others are as near: then they may serve too,
+    the concept itself apart.
     """
     live = np.flatnonzero(rows.density > 0)
     logs = np.log(np.stack([rows.density[live], np.maximum(rows.mean[live], 1e-12)], 1))
-    logs = logs / np.maximum(logs.std(0), 1e-12)
     place = {int(latent): number for number, latent in enumerate(live)}
     named = [concept.latent for concept in rows.concepts]
     others = ~np.isin(live, named)
@@ -54,9 +55,10 @@ def matched_controls(rows: ConceptRows, count: int) -> list[Int[Array, " control
         if latent not in place:
             found.append(np.array([], dtype=np.int64))
             continue
-        allowed = others if others.sum() >= count else live != latent
-        distance = np.square(logs - logs[place[latent]]).sum(1)
-        order = np.lexsort((live, np.where(allowed, distance, np.inf)))
+        apart = np.abs(logs - logs[place[latent]])
+        near = (apart < math.log(CALIPER)).all(1) & (live != latent)
+        allowed = near & others if (near & others).sum() >= count else near
+        order = np.lexsort((live, np.where(allowed, np.square(apart).sum(1), np.inf)))
         found.append(live[order[: min(count, int(allowed.sum()))]])
     return found
 
@@ -69,14 +71,17 @@ def reliance_frames(
     controls: int,
     grid: int,
     shown: Int[Array, " images"],
+    shuffled: LinearClassifier | None = None,
 ) -> Reliance:
     """Counterfactual curves of every concept over rows that the classifier was not trained on.
 
-    A concept goes from `low`, the smallest activation seen, to `high`, its 99th percentile where it is active; its
-    controls are set to the same values, so that the steps are of the same size. p is that of Student's t for one new
-    value among those of the controls, two-sided: it says whether the classifier leans on this concept more than on
-    latents like it, not whether it leans on it at all (the interval does).
+    A concept goes from `low`, the smallest activation seen, to `high`, its 99th percentile where it is active; each
+    control goes over its own range in as many steps.
 
+    `p_controls` is that of Student's t for one new value among those of the controls, two-sided: whether the classifier
+    leans on this concept more than on latents like it, which may be concepts that it leans on too. `p_value` of a probe
+    that was trained here is the same test among probes of shuffled labels: every probe leans on what its train rows
+    happen to hold. The interval is about rows: the mean over others like them, of this very classifier.
     Args:
         rows: Of the report.
         classifier: What is asked.
@@ -84,9 +89,10 @@ def reliance_frames(
         controls: Matched latents per concept.
         grid: Values between low and high, both included.
         shown: Rows of the store whose own curves are kept; a part of `held`.
+        shuffled: Probes of shuffled labels, where the classifier is a probe.
     """
     dictionary = rows.dictionary
-    x = rows.x[held]
+    x = rows.x[held].double()
     scale = rows.scale(held)
     base = classifier.probabilities(x)
     reconstruction = _reconstruction(rows, classifier, held, base)
@@ -94,21 +100,33 @@ def reliance_frames(
     every = sorted({int(latent) for group in matched for latent in group})
     z_controls = _activations(rows, held, every)
     column = {latent: number for number, latent in enumerate(every)}
-    low, high = rows.z.min(0), rows.high()
+    low, high = rows.z.min(0), high_of(rows.z)
+    # Of the edited rows; where a control is active on none of them, its mean elsewhere.
+    tops = high_of(z_controls)
+    ranges = [
+        (float(z_controls[:, place].min()), float(tops[place]) if tops[place] > 0 else float(rows.mean[latent]))
+        for place, latent in enumerate(every)
+    ]
     picked = np.flatnonzero(np.isin(held, shown))
     kept = _Lines(classifier.outputs)
     for number, concept in enumerate(rows.concepts):
         if not rows.live[number]:
             kept.add_silent(concept, len(held))
             continue
-        values = np.linspace(low[number], high[number], grid)
         mine = [column[int(latent)] for latent in matched[number]]
         z = np.concatenate([rows.z[held, number][:, None], z_controls[:, mine]], 1)
-        steps = torch.from_numpy((values[None, None] - z[..., None]) * scale[:, None, None])
+        ends = [(low[number], high[number]), *(ranges[latent] for latent in mine)]
+        values = np.stack([np.linspace(start, stop, grid) for start, stop in ends])
+        steps = torch.from_numpy((values[None] - z[..., None]) * scale[:, None, None])
         directions = dictionary.W_dec[[concept.latent, *map(int, matched[number])]].cpu()
         chances = classifier.after(x, directions, steps).numpy()
-        kept.add(concept, values, chances, reconstruction, held=held, picked=picked, input_ids=rows.input_ids)
-        kept.add_controls(concept, matched[number], rows, chances)
+        ends_only = steps[:, :1, [0, -1]]
+        nulls = np.zeros((0, len(classifier.outputs)))
+        if shuffled is not None:
+            fitted = shuffled.after(x, directions[:1], ends_only).diff(dim=2).mean((0, 1, 2))
+            nulls = fitted.unflatten(0, (shuffled.probes, -1)).numpy()
+        kept.add(concept, values[0], chances, reconstruction, nulls, held=held, picked=picked, input_ids=rows.input_ids)
+        kept.add_controls(concept, matched[number], rows, chances, nulls)
     return kept.frames()
 
 
@@ -147,6 +165,7 @@ class _Lines:
         values: Float[Array, " values"],
         chances: Float[Array, "rows m values outputs"],
         reconstruction: Float[Array, " outputs"],
+        nulls: Float[Array, "shuffled outputs"],
         *,
         held: Array,
         picked: Array,
@@ -159,6 +178,7 @@ class _Lines:
         band = np.quantile(others, [0.025, 0.975], axis=0) if len(others) else np.full((2, *mean.shape), np.nan)
         for number, output in enumerate(self._outputs):
             effect = float(mean[-1, number])
+            by_controls = _among(effect, others[:, -1, number])
             self._reliance.append(
                 {
                     "concept": concept.name, "latent": concept.latent, "output": output, "effect": effect,
@@ -166,7 +186,8 @@ class _Lines:
                     "low": float(values[0]), "high": float(values[-1]),
                     "reconstruction": float(reconstruction[number]), "n": len(held), "controls": len(others),
                     "control_low": float(band[0, -1, number]), "control_high": float(band[1, -1, number]),
-                    "p_value": _among(effect, others[:, -1, number]),
+                    "p_value": _among(effect, nulls[:, number]) if len(nulls) else by_controls,
+                    "p_controls": by_controls,
                 }
             )  # fmt: skip
             for step, value in enumerate(values):
@@ -177,13 +198,15 @@ class _Lines:
                     line = int(held[row]), int(input_ids[held[row]]), float(value), float(chances[row, 0, step, number])
                     self._images.append((concept.name, concept.latent, output, *line))
 
-    def add_controls(self, concept: Any, matched: Array, rows: ConceptRows, chances: Array) -> None:
-        """Effects of the controls, one by one."""
+    def add_controls(self, concept: Any, matched: Array, rows: ConceptRows, chances: Array, nulls: Array) -> None:
+        """Effects of the controls one by one, and of the concept in each probe of shuffled labels."""
         effects = (chances[:, 1:, -1] - chances[:, 1:, 0]).mean(0)
         for number, output in enumerate(self._outputs):
             for place, latent in enumerate(matched):
                 about = int(latent), float(rows.density[latent]), float(rows.mean[latent])
                 self._controls.append((concept.name, concept.latent, output, *about, float(effects[place, number])))
+            for effect in nulls[:, number]:
+                self._controls.append((concept.name, concept.latent, output, None, None, None, float(effect)))
 
     def frames(self) -> Reliance:
         """The tables; q-values over all concepts and outputs."""

@@ -62,11 +62,6 @@ class ConceptRows:
         scale = self.dictionary.row_scale(self.x[rows])
         return scale.cpu().double().numpy().reshape(-1) if isinstance(scale, Tensor) else np.ones(len(rows))
 
-    def high(self) -> Float[Array, " concepts"]:
-        """99th percentile of each concept over the rows on which it is active; NaN if there are none."""
-        active = [column[column > 0] for column in self.z.T]
-        return np.array([np.quantile(values, 0.99) if len(values) else np.nan for values in active])
-
 
 def read_rows(dictionary: Dictionary, store: ActivationSource, concepts: Sequence[Concept]) -> ConceptRows:
     """Read the store once: rows, activations of the concepts, density and mean of all latents."""
@@ -90,6 +85,12 @@ def read_rows(dictionary: Dictionary, store: ActivationSource, concepts: Sequenc
     density = (count / max(1, len(store))).double().numpy()
     mean = (total / count.clamp_min(1)).numpy()
     return ConceptRows(dictionary, x, z, tuple(concepts), density, mean, ids)
+
+
+def high_of(z: Float[Array, "rows latents"]) -> Float[Array, " latents"]:
+    """99th percentile of each column over the rows on which it is active; NaN if there are none."""
+    active = [column[column > 0] for column in z.T]
+    return np.array([np.quantile(values, 0.99) if len(values) else np.nan for values in active])
 
 
 def read_concepts(concepts: Any, dictionary: Dictionary, store: ActivationSource, seed: int) -> tuple[Concept, ...]:
