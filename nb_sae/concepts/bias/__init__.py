@@ -2,7 +2,7 @@
 
 `making` is the door: it reads rows (`rows`) and labels (`labels`), asks a classifier (`classifier`), and lets
 `association`, `reliance`, `error_gaps` and `retrieval` make their tables, which `report` keeps; `mitigation` is asked
-later. `statistics` holds every interval and test, on plain arrays.
+later, through `world`. `statistics` holds every interval and test, on plain arrays.
 """
 
 from nb_sae.concepts.bias.making import bias_report

@@ -36,6 +36,8 @@ def read_queries(queries: Any, clip: Any, d_in: int) -> dict[str, Float[Tensor, 
     else:
         if isinstance(queries, str):
             queries = [queries]
+        if not len(queries):
+            return {}
         if clip is None:
             raise ConfigError("queries= is texts; give clip= too, the model that embeds them.")
         embedded = clip.encode_text(list(queries), normalize=True).float().cpu()
