@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from nb_sae.atomic import read_header, write_json
+from nb_sae.atomic import fresh_folder, read_header, write_json
 from nb_sae.concepts.schema import HUBS, NAMES, NULL
-from nb_sae.errors import ConfigError, FormatError, InputError, PathExistsError, closest
+from nb_sae.errors import ConfigError, FormatError, InputError, closest
 from nb_sae.types import ActivationSource
 
 FORMAT = "nb_sae.names"
@@ -126,25 +124,12 @@ class ConceptNames:
             PathExistsError: something is there and `overwrite` is False.
         """
         folder = Path(path)
-        if folder.exists() and not overwrite:
-            raise PathExistsError(f"{folder} exists. Choose another path or pass overwrite=True.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with fresh_folder(folder, overwrite=overwrite) as fresh:
             for name in _TABLES:
                 getattr(self, name).write_parquet(fresh / f"{name}.parquet", compression="zstd")
             labels = {str(latent): label for latent, label in self.labels.items()}
             header = {"format": FORMAT, "version": VERSION, "about": self.about, "labels": labels}
             write_json(fresh / "names.json", header)
-            if folder.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-                folder.replace(old / folder.name)
-                fresh.replace(folder)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                fresh.replace(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
         return folder
 
     @classmethod
