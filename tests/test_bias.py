@@ -143,20 +143,15 @@ def test_controls_are_live_near_in_density_and_no_concept_of_the_report(world):
 
 
 def test_errors_show_the_group_that_the_classifier_fails(world):
-    z = torch.tensor(world.z[:, 0])
-    truth = torch.tensor(world.attributes["Male"].to_numpy())
-    young = torch.tensor(world.attributes["Young"].to_numpy())
-    place = {tuple(row.tolist()): number for number, row in enumerate(world.x)}
+    male, young = world.attributes["Male"].to_numpy(), world.attributes["Young"].to_numpy()
+    says = {tuple(row.tolist()): 0.9 if m and not y else 0.1 for row, m, y in zip(world.x, male, young, strict=True)}
 
-    def chance(x):  # right on old faces, and of young ones always "no"
-        rows = [place[tuple(row.tolist())] for row in x] if len(x) < len(place) else range(len(x))
-        return torch.where(truth[list(rows)] & ~young[list(rows)], 0.9, 0.1)
+    def chance(x):  # right on old faces, and of young ones always "no"; edited rows are nobody's
+        return torch.tensor([says.get(tuple(row.tolist()), 0.5) for row in x])
 
-    del z
     found = bias_report(
-        world.dictionary, world.store, world.attributes, "Male", [DEAD], classifier=lambda x: _known(chance, place, x),
-        given=["Young"], controls=0,
-    )  # fmt: skip
+        world.dictionary, world.store, world.attributes, "Male", [DEAD], classifier=chance, given=["Young"], controls=0
+    )
     old, young_line = (
         line(found.errors, group="not Young", concept=None),
         line(found.errors, group="Young", concept=None),
@@ -169,14 +164,6 @@ def test_errors_show_the_group_that_the_classifier_fails(world):
     assert gap["q_value"] < 1e-6
     crossed = line(found.errors, group="Male × Young", concept=None)
     assert (crossed["accuracy"], crossed["n"]) == (0, young_line["n_positive"])
-
-
-def _known(chance, place, x):
-    """Edited rows are nobody's; the classifier of this test says ½ of them."""
-    keys = [tuple(row.tolist()) for row in x]
-    if all(key in place for key in keys):
-        return chance(x)
-    return torch.full((len(x),), 0.5)
 
 
 def test_levels_of_a_concept_add_up_to_the_group(report):
@@ -234,7 +221,7 @@ def test_taking_out_what_the_classifier_does_not_use_changes_nothing(world):
     assert changes.to_numpy().max() == 0
 
 
-def test_neutralised_rows_hold_the_mean_of_the_group_means(world, report):
+def test_neutralised_rows_hold_the_mean_of_the_group_means(world):
     from nb_sae.concepts.bias.labels import read_label
     from nb_sae.concepts.bias.mitigation import neutral_values
     from nb_sae.concepts.bias.retrieval import without
@@ -250,7 +237,6 @@ def test_neutralised_rows_hold_the_mean_of_the_group_means(world, report):
     again = world.dictionary.encode(edited)
     np.testing.assert_allclose(again[:, :2], np.tile(to, (5, 1)), rtol=1e-3)
     assert torch.allclose(again[:, 2:], world.dictionary.encode(world.x[:5])[:, 2:], atol=1e-4)
-    del report
 
 
 def test_retraining_on_edited_rows_is_another_line_of_evidence(report):
@@ -386,3 +372,34 @@ def test_concepts_come_from_names_lists_or_the_data_alone(world):
     assert concepts(Names()) == {"twin #3": 3, "twin #5": 5, "mine": 7}
     assert concepts([4, 2]) == {"latent 4": 4, "latent 2": 2}
     assert set(concepts(None).values()) == set(range(DEAD))
+
+
+@pytest.mark.parametrize("row_norm", [None, "constant_norm"])
+def test_curves_are_those_of_rows_that_the_dictionary_edits(world, row_norm):
+    own = world.dictionary
+    dictionary = ns.Dictionary.from_weights(
+        own.W_enc, own.b_enc, own.W_dec, own.b_dec, threshold=own.threshold, row_norm=row_norm
+    )
+    direction = own.W_dec[2] + own.W_dec[6]
+
+    def chance(x):
+        return (x @ direction * 0.3).sigmoid()
+
+    found = bias_report(
+        dictionary, world.store, world.attributes, "Male", [6], classifier=chance, grid=3, controls=0, images=5
+    )
+    kept = found.image_curves.sort("row", "value")
+    for row in kept["row"].unique():
+        lines = kept.filter(pl.col("row") == row)
+        x = world.x[row : row + 1]
+        expected = [float(chance(dictionary.edit_rows(x, set={6: value}))) for value in lines["value"]]
+        np.testing.assert_allclose(lines["probability"], expected, atol=1e-5)
+
+
+def test_several_conditions_are_taken_one_by_one_and_together(world):
+    found = bias_report(
+        world.dictionary, world.store, world.attributes, "Male", [0, 1], given=["Young", "age"], classifier=None
+    )
+    assert found.conditional["given"].unique().sort().to_list() == ["Young", "Young × age", "age"]
+    assert (found.conditional.filter(pl.col("concept") == "latent 0")["q_value"] < 0.01).all()
+    assert found.groups["group"].to_list()[:2] == ["not Male", "Male"]

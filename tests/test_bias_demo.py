@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -14,6 +17,7 @@ from nb_sae.concepts.bias.report import TABLES
 from nb_sae.data.faces import BIASED, DRAWN, PROMPTS
 from nb_sae.errors import ConfigError, StoreError
 
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "bias.md"
 LEAST_AUC, LEAST_DIFFERENCE = 0.9, 0.15
 
 
@@ -128,3 +132,16 @@ def test_text_concepts_need_a_model_for_their_queries(demo_world, latents):  # n
         ns.bias_report(
             demo_world.dictionary, demo_world.store, demo_world.faces.attributes, "Male", latents, queries=["a face"]
         )
+
+
+def test_the_example_of_the_docs_runs(demo_world, latents, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
+    few = {name: latents[name] for name in ("Wearing_Necktie", "Bangs", "Chubby")}
+    known = {
+        "dictionary": demo_world.dictionary, "store": demo_world.store, "faces": demo_world.faces, "names": few,
+        "clip": demo_world.clip,
+    }  # fmt: skip
+    exec(example, known)
+    assert (tmp_path / "runs" / "tables" / "association.csv").is_file()
+    assert known["bias"].retrieval.height
