@@ -30,8 +30,8 @@ import nb_sae as ns
 from nb_sae.concepts.bias import bias_report
 from nb_sae.concepts.bias.classifier import auc, train_probe
 from nb_sae.concepts.bias.labels import read_label
-from nb_sae.concepts.bias.statistics import dense_ranks, rank_biserial, rank_correlation
 from nb_sae.data.faces import BIASED, DRAWN
+from nb_sae.statistics import dense_ranks, rank_biserial, rank_correlation
 
 SEEDS = 50
 SHARED_ROWS_SEEDS = 300

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nb_sae.concepts.bias.statistics import (
+from nb_sae.statistics import (
     benjamini_hochberg,
     dense_ranks,
     difference_of_shares,

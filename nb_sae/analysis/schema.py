@@ -78,3 +78,16 @@ NOTES = pl.Schema(
         "comment": pl.String,
     }
 )
+
+PROMOTED = pl.Schema(
+    {
+        "latent": pl.UInt32,
+        # "write": the decoder row through the unembedding; "read": the encoder column against the same tokens
+        "side": pl.Enum(["write", "read"]),
+        "sign": pl.Enum(["promoted", "suppressed"]),
+        "rank": pl.UInt8,  # 0-based
+        "token_id": pl.UInt32,
+        "token": pl.String,
+        "logit": pl.Float32,  # per unit of activation, about the mean over the vocabulary
+    }
+)

@@ -13,14 +13,14 @@ from numpy import ndarray as Array
 
 from nb_sae.concepts.bias.labels import Label, crossed
 from nb_sae.concepts.bias.rows import ConceptRows
-from nb_sae.concepts.bias.statistics import (
+from nb_sae.concepts.schema import ASSOCIATION, BIAS_EXAMPLES, HISTOGRAMS
+from nb_sae.statistics import (
     Estimate,
     benjamini_hochberg,
     dense_ranks,
     rank_biserial,
     rank_correlation,
 )
-from nb_sae.concepts.schema import ASSOCIATION, BIAS_EXAMPLES, HISTOGRAMS
 
 BINS = 16
 """Of a histogram, from 0 to the largest activation."""

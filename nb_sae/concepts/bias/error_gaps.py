@@ -14,8 +14,8 @@ from numpy import ndarray as Array
 
 from nb_sae.concepts.bias.labels import Label
 from nb_sae.concepts.bias.rows import Concept
-from nb_sae.concepts.bias.statistics import benjamini_hochberg, difference_of_shares, wilson
 from nb_sae.concepts.schema import CLASS_ERRORS, ERRORS, GAPS
+from nb_sae.statistics import benjamini_hochberg, difference_of_shares, wilson
 
 CALIBRATION_BINS = 10
 EVERYONE = "all"

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from nb_sae.concepts.bias.classifier import Classifier, LinearClassifier
 from nb_sae.concepts.bias.rows import ConceptRows, high_of
-from nb_sae.concepts.bias.statistics import benjamini_hochberg, mean_interval, t_p
 from nb_sae.concepts.schema import CONTROLS, CURVES, IMAGE_CURVES, RELIANCE
 from nb_sae.sae.edits import activations_of
+from nb_sae.statistics import benjamini_hochberg, mean_interval, t_p
 
 LEAST_CONTROLS = 5
 """Below it there is no p-value: too few to say how much they differ among themselves."""

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from nb_sae.concepts.bias.labels import Label
 from nb_sae.concepts.bias.rows import Concept, ConceptRows
-from nb_sae.concepts.bias.statistics import benjamini_hochberg
 from nb_sae.concepts.schema import BIAS_EXAMPLES, RETRIEVAL
 from nb_sae.errors import ConfigError
 from nb_sae.sae.edits import moved
+from nb_sae.statistics import benjamini_hochberg
 
 DRAWS = 4000
 """Of k random rows, for what chance gives."""

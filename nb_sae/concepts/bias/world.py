@@ -27,8 +27,8 @@ from nb_sae.concepts.bias.labels import Label
 from nb_sae.concepts.bias.mitigation import mitigation_frame, neutral_values
 from nb_sae.concepts.bias.retrieval import without
 from nb_sae.concepts.bias.rows import Concept, ConceptRows
-from nb_sae.concepts.bias.statistics import wilson
 from nb_sae.errors import ConfigError, closest
+from nb_sae.statistics import wilson
 
 
 @dataclass(frozen=True)

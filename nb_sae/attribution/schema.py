@@ -1,0 +1,80 @@
+"""The columns of every table of attribution and projection."""
+
+from __future__ import annotations
+
+import polars as pl
+
+HEAD_WEIGHTS = pl.Schema(
+    {
+        "latent": pl.UInt32,
+        "head": pl.UInt16,
+        "share": pl.Float64,  # h_k(i): norm of what the head writes along the latent, over the sum of all heads
+        "null": pl.Float64,  # 1 / heads
+    }
+)
+
+HEAD_SCORES = pl.Schema(
+    {
+        "site": pl.String,  # of the attention
+        "layer": pl.Int16,
+        "head": pl.UInt16,
+        "induction": pl.Float64,  # mean attention from a repeated token to the one after its first copy
+        "previous": pl.Float64,  # mean attention to the token before
+        "first": pl.Float64,  # mean attention to the first token, where heads rest
+        "induction_null": pl.Float64,  # of a head that attends evenly to all before
+        "previous_null": pl.Float64,
+    }
+)
+
+DIRECT = pl.Schema(
+    {
+        "latent": pl.UInt32,
+        "target": pl.UInt32,  # position whose pre-activation is explained
+        "head": pl.UInt16,
+        "source": pl.UInt32,  # position that is attended to
+        "attention": pl.Float32,  # weight of the attention
+        "contribution": pl.Float32,  # to the pre-activation
+    }
+)
+
+ATTRIBUTED = pl.Schema(
+    {
+        "latent": pl.UInt32,
+        "attribution": pl.Float64,  # Σ over rows of z_i · D_i·∂m/∂x̂, in units of the metric
+        "activation": pl.Float64,  # Σ over rows of z_i
+        "rows": pl.UInt32,  # rows on which it is active
+        "rank": pl.UInt32,  # by |attribution|
+    }
+)
+
+ATTRIBUTED_TOKENS = pl.Schema(
+    {
+        "input_id": pl.UInt32,
+        "token": pl.UInt32,
+        "latent": pl.UInt32,  # null: the reconstruction error
+        "activation": pl.Float32,
+        "attribution": pl.Float64,
+    }
+)
+
+FAITHFULNESS = pl.Schema(
+    {
+        "order": pl.Enum(["attribution", "random"]),
+        "latents": pl.UInt32,  # how many are kept, the strongest first
+        "recovered": pl.Float64,  # (m_n − m_none) / (m_all − m_none)
+        "low": pl.Float64,  # 2.5th percentile over random orders; null for the order of attribution
+        "high": pl.Float64,
+    }
+)
+
+IDENTIFIABILITY = pl.Schema(
+    {
+        "layer": pl.Int16,
+        "site": pl.String,
+        "tokens": pl.Enum(["cls", "patches"]),
+        "identifiability": pl.Float64,  # mean of 1 − rank(own class) / (classes − 1), rank from 0
+        "null": pl.Float64,  # the same with random texts in place of the classes': 0.5
+        "change": pl.Float64,  # share of tokens whose own-class logit grows from the block before; null at the first
+        "rows": pl.UInt64,
+    }
+)
