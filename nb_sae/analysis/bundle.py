@@ -12,7 +12,8 @@ import polars as pl
 from nb_sae.analysis.notes import Notes, checked_latent, checked_line, checked_notes
 from nb_sae.analysis.schema import CONTEXTS, EXAMPLES, INPUTS, LATENTS, PICTURES, QUALITY
 from nb_sae.atomic import fresh_folder, read_header, write_json
-from nb_sae.errors import ConfigError, FormatError
+from nb_sae.errors import ConfigError
+from nb_sae.tables import read_table
 from nb_sae.types import Modality, Site
 
 FORMAT = "nb_sae.analysis"
@@ -141,13 +142,7 @@ class Analysis:
             if name in _OPTIONAL and not file.exists():
                 tables[name] = None
                 continue
-            try:
-                frame = pl.read_parquet(file)
-            except (OSError, pl.exceptions.PolarsError) as error:
-                raise FormatError(f"{file} cannot be read ({error}). Run analyze again.") from error
-            if frame.schema != schema:
-                raise FormatError(f"{file} has columns {frame.schema}; expected {schema}. Run analyze again.")
-            tables[name] = frame
+            tables[name] = read_table(file, schema, again="Run analyze again.")
         site = header["site"]
         grid = None if site["grid"] is None else tuple(site["grid"])
         return cls(

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from nb_sae.analysis.pictures import pictures_frame
 from nb_sae.analysis.schema import PICTURES
 from nb_sae.concepts.index import SearchIndex
+from nb_sae.concepts.usage import ROWS_AT_A_TIME, usage
 from nb_sae.errors import ConfigError, StoreError
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.types import ActivationSource, Inputs
@@ -155,18 +157,9 @@ class ConceptEditor:
             raise ConfigError(f"row={row} is outside the store's rows 0 … {len(self._store) - 1}.")
         return row
 
-    def _percentiles(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _percentiles(self) -> NDArray[np.float64]:
+        """99th percentile of each latent where it is active, over a sample of the rows; 1 where it never is."""
         total = len(self._store)
         rows = np.sort(self._rng.choice(total, min(SAMPLE_ROWS, total), replace=False))
-        values, indices = [], []
-        for part in self._store[rows].split(4096):
-            value, index = self.dictionary.encode(part, sparse=True)
-            values.append(value[value > 0].cpu())
-            indices.append(index[value > 0].cpu())
-        value, index = torch.cat(values).double().numpy(), torch.cat(indices).numpy()
-        order = np.lexsort((value, index))
-        value, index = value[order], index[order]
-        edges = np.searchsorted(index, np.arange(self.dictionary.d_sae + 1))
-        count = np.diff(edges)
-        at = edges[:-1] + np.ceil(0.99 * count).astype(int) - 1
-        return np.where(count > 0, value[np.clip(at, 0, max(0, len(value) - 1))] if len(value) else 1.0, 1.0)
+        used = usage(self.dictionary, self._store[rows].split(ROWS_AT_A_TIME))
+        return np.where(used.active, used.p99, 1.0)

@@ -12,7 +12,8 @@ import polars as pl
 
 from nb_sae.atomic import fresh_folder, read_header, write_json
 from nb_sae.concepts.schema import HUBS, NAMES, NULL
-from nb_sae.errors import ConfigError, FormatError, InputError, closest
+from nb_sae.errors import ConfigError, InputError, closest
+from nb_sae.tables import read_table
 from nb_sae.types import ActivationSource
 
 FORMAT = "nb_sae.names"
@@ -142,17 +143,10 @@ class ConceptNames:
         """
         folder = Path(path)
         header = read_header(folder / "names.json", FORMAT, VERSION)
-        tables: dict[str, pl.DataFrame] = {}
-        for name, schema in _TABLES.items():
-            file = folder / f"{name}.parquet"
-            try:
-                tables[name] = pl.read_parquet(file)
-            except (OSError, pl.exceptions.PolarsError) as error:
-                raise FormatError(f"{file} cannot be read ({error}). Name the concepts again.") from error
-            if tables[name].schema != schema:
-                raise FormatError(
-                    f"{file} has columns {tables[name].schema}; expected {schema}. Name the concepts again."
-                )
+        tables = {
+            name: read_table(folder / f"{name}.parquet", schema, again="Name the concepts again.")
+            for name, schema in _TABLES.items()
+        }
         labels = {int(latent): label for latent, label in header["labels"].items()}
         return cls(**tables, about=header["about"], labels=labels)
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from nb_sae.concepts.lookup import find_latent
 from nb_sae.concepts.schema import STEERING
+from nb_sae.concepts.usage import ROWS_AT_A_TIME, usage
 from nb_sae.errors import ConfigError, ShapeError
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import activations_of, make_changes, moved
@@ -107,13 +108,13 @@ def steering_curve(
         raise ConfigError(f"prompts={prompts!r} leaves nothing to choose; give two or more texts.")
     number = find_latent(latent, names, dictionary.d_sae)
     x, some = _rows(dictionary, rows, seed)
-    usage = _Usage.of(dictionary, some)
-    if not usage.active[number]:
+    used = usage(dictionary, some.split(ROWS_AT_A_TIME))
+    if not used.active[number]:
         raise ConfigError(
             f"Latent {number} is never active on {len(some):,} rows. Steer one that is, or give more rows."
         )
-    steps = _strengths(strengths, mode, usage.p99[number])
-    others = matched_latents(usage.density, usage.mean, number, controls, seed=seed)
+    steps = _strengths(strengths, mode, used.p99[number])
+    others = matched_latents(used.density, used.mean, number, controls, seed=seed)
     texts = F.normalize(clip.encode_text(list(prompts)).float().cpu(), dim=-1)
     if texts.shape[1] != x.shape[1]:
         raise ShapeError(f"The prompts have width {texts.shape[1]}, the rows {x.shape[1]}: zero-shot needs one space.")
@@ -132,8 +133,8 @@ def steering_curve(
     table = pl.DataFrame(
         {
             "latent": np.array(chosen, dtype=np.uint32),
-            "density": usage.density[chosen],
-            "mean": usage.mean[chosen],
+            "density": used.density[chosen],
+            "mean": used.mean[chosen],
             "effect": [effects[one] for one in chosen],
         }
     )
@@ -145,7 +146,7 @@ def steering_curve(
         "unit": "factor" if mode == "scale" else "activation",
         "prompts": list(prompts),
         "rows": len(x),
-        "p99": usage.p99[number],
+        "p99": used.p99[number],
         "effect": effect,
         "p": (1 + sum(abs(one) >= abs(effect) for one in rest)) / (1 + len(rest)) if rest else None,
         "seed": seed,
@@ -171,34 +172,6 @@ def matched_latents(
     away = np.abs(np.log(density[others] / density[latent])) + np.abs(np.log(mean[others] / mean[latent]))
     best = others[np.argsort(away, kind="stable")[: MATCHES * count]]
     return np.random.default_rng(seed).choice(best, count, replace=False).tolist() if count else []
-
-
-@dataclass(frozen=True)
-class _Usage:
-    """Density, mean and 99th percentile (where active) of every latent over some rows."""
-
-    density: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    p99: NDArray[np.float64]
-
-    @property
-    def active(self) -> NDArray[np.bool_]:
-        return self.density > 0
-
-    @classmethod
-    def of(cls, dictionary: Dictionary, x: Tensor) -> _Usage:
-        parts = [dictionary.encode(part, sparse=True) for part in x.split(4096)]
-        value = np.concatenate([v[v > 0].cpu().double().numpy() for v, _ in parts])
-        latent = np.concatenate([i[v > 0].cpu().numpy() for v, i in parts])
-        order = np.lexsort((value, latent))
-        value, latent = value[order], latent[order]
-        count = np.bincount(latent, minlength=dictionary.d_sae)
-        total = np.bincount(latent, weights=value, minlength=dictionary.d_sae).astype(np.float64)  # ints where none
-        last = np.cumsum(count) - 1
-        at = last - count + 1 + np.ceil(0.99 * count).astype(np.int64) - 1
-        p99 = np.zeros(dictionary.d_sae)
-        p99[count > 0] = value[at[count > 0]]
-        return cls(count / len(x), np.divide(total, count, out=np.zeros_like(total), where=count > 0), p99)
 
 
 def _rows(

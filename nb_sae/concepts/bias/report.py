@@ -12,7 +12,8 @@ import polars as pl
 
 from nb_sae.atomic import fresh_folder, read_header, write_json
 from nb_sae.concepts import schema
-from nb_sae.errors import ConfigError, FormatError
+from nb_sae.errors import ConfigError
+from nb_sae.tables import read_table
 
 FORMAT = "nb_sae.bias"
 VERSION = 1
@@ -119,17 +120,10 @@ class BiasReport:
         """
         folder = Path(path)
         header = read_header(folder / "bias.json", FORMAT, VERSION)
-        tables = {}
-        for name, columns in TABLES.items():
-            file = folder / f"{name}.parquet"
-            try:
-                tables[name] = pl.read_parquet(file)
-            except (OSError, pl.exceptions.PolarsError) as error:
-                raise FormatError(f"{file} cannot be read ({error}). Run bias_report again.") from error
-            if tables[name].schema != columns:
-                raise FormatError(
-                    f"{file} has columns {tables[name].schema}; expected {columns}. Run bias_report again."
-                )
+        tables: dict[str, Any] = {
+            name: read_table(folder / f"{name}.parquet", columns, again="Run bias_report again.")
+            for name, columns in TABLES.items()
+        }
         return cls(**tables, about=header["about"])
 
     def export(
