@@ -12,6 +12,7 @@ from nb_sae.errors import NotEnoughMemoryError
 from nb_sae.machine import free_bytes, readable_bytes
 from nb_sae.sae import optim
 from nb_sae.sae.config import SAEConfig
+from nb_sae.sae.residual import rounds
 from nb_sae.sae.training import TrainConfig
 
 MATRICES = {"top_k": 6, "batch_top_k": 6, "relu": 7, "jump_relu": 11, "gated": 15}
@@ -20,6 +21,9 @@ and the auxiliary loss where latents are dead. Measured as the peak of a process
 512 × 4,096); tests/test_memory.py measures again."""
 ROUNDS_MATRICES = 9
 """The same for budgets in rounds, where later budgets have pre-activations of their own."""
+KEPT_PER_ROUND = 4
+"""Rows of `d_in` for each round until the gradients are made: what it saw, what it left, what it feels, and one of them
+again where those of all rounds are put side by side."""
 KEPT_SHARE = 0.25
 """Of the free main memory that the copy of the last sound state may take; a larger one is not made."""
 
@@ -62,6 +66,9 @@ class MemoryBudget:
         average = numbers * item if train.ema_decay else 0
         kept, room = 3 * numbers * item + average, free_bytes(torch.device("cpu"))
         matrices = ROUNDS_MATRICES if config.residual else MATRICES[config.sparsity]
+        kept_rows = len(config.levels)
+        if config.residual and config.budgets:
+            kept_rows = KEPT_PER_ROUND * len(rounds(config.budgets, config.budgets[-1], config.looks or 1))
         # A threshold is compared with in its own precision.
         matrix_item = item if config.sparsity == "jump_relu" else compute
         return cls(
@@ -70,7 +77,7 @@ class MemoryBudget:
             moments=2 * numbers * item,
             average=average,
             kept=kept if room is None or kept <= KEPT_SHARE * room else 0,
-            per_row=matrices * d_sae * matrix_item + (3 * d_in + (4 + len(config.levels)) * out) * item,
+            per_row=matrices * d_sae * matrix_item + (3 * d_in + (4 + kept_rows) * out) * item,
             batch_rows=(train.batch_rows or 0) // row_shares,
             d_in=d_in,
             d_sae=d_sae,
