@@ -127,7 +127,8 @@ class SAEConfig:
         `residual=None` is True for a source with enough rows (16 per latent) unless widths are given; the default
         budgets are then filled in four rounds each (`looks`). `level_weights=None` is "first" in rounds, else
         "uniform".
-        Other libraries encode a row once: for them train with `residual=False`, or export the first budget.
+        Other libraries encode a row once: for them train with `residual=False`, or export the first round (with the
+        default looks a quarter of the first budget).
 
         Source:
             Zaigrajew et al. 2025, Interpreting CLIP with Hierarchical Sparse Autoencoders, arXiv:2502.20578; nested
