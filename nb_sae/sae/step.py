@@ -368,7 +368,7 @@ class TrainingState:
         )
         active = latents.detach() > 0
         loss = result.loss + gate_loss + share * penalty
-        return _Batch(loss, result.errors, active.sum(-1).float().mean(), active.any(0)[None])
+        return _Batch(loss, result.errors, torch.count_nonzero(active, dim=-1).float().mean(), active.any(0)[None])
 
     def _auxiliary(self, residual: Tensor, pre: Tensor) -> Tensor | float:
         dead = self.dead
