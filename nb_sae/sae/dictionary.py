@@ -25,6 +25,7 @@ from nb_sae.sae.edits import Editable
 from nb_sae.sae.model import nested_decode
 from nb_sae.sae.residual import residual_encode
 from nb_sae.sae.sparsity import to_dense, top_k
+from nb_sae.sae.splice import Spliceable
 from nb_sae.types import ActivationSource
 
 FORMAT = "nb_sae.dictionary"
@@ -40,7 +41,7 @@ UNIT_TOLERANCE = 1e-3
 """Rows whose root mean square norm is so near to 1 count as L2-normalised."""
 
 
-class Dictionary(LinearDecoder, Editable):
+class Dictionary(LinearDecoder, Editable, Spliceable):
     """Latents of one site, in model units: `encode` takes rows as the model gives them, `decode` gives such rows back.
 
     The training scale is folded into the weights, so it is applied in no other place. `W_dec` of what was trained here
