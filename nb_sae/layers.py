@@ -20,6 +20,7 @@ Point = Literal["out", "in", "heads"]
 """`out`: what the lane gives. `in`: the residual stream before the block. `heads`: concatenated heads before W_O."""
 Tower = Literal["text", "image"]
 
+LANES: tuple[Lane, ...] = ("residual", "attention", "mlp", "embedding")
 EMBEDDING_LAYER = 2**14
 """Layer of a final embedding, which comes after every block."""
 

@@ -179,8 +179,7 @@ class ClipModel:
         """
         for site in sites:
             self.site(site, modality)
-        forward = self._image_forward if modality == "image" else self._text_forward
-        rows = run_to(self, sites, lambda: forward(batch))
+        rows = run_to(self, sites, lambda: self.forward(batch, modality))
         if modality == "image":
             return rows
         # CoCa appends a class token to the texts; it stands for no token of them.
@@ -244,13 +243,32 @@ class ClipModel:
         unit = torch.nn.functional.normalize
         return (self.logit_scale * unit(pictures, dim=-1) @ unit(embedded, dim=-1).T).softmax(dim=-1)
 
+    def forward(self, batch: Tensor, modality: Modality) -> Tensor:
+        """Embeddings before they are normalised, `(context, embed_dim)`, of pixels or of token ids, with gradients.
+
+        The batch is what `preprocessor(modality)` gives; in token ids −1 is padding.
+        """
+        return self._image_forward(batch) if modality == "image" else self._text_forward(batch)
+
+    def filled(self, ids: Tensor) -> Tensor:
+        """Token ids with the model's own padding id in place of −1, as its text tower takes them."""
+        return ids.masked_fill(ids == PADDING, self._padding_id)
+
+    def probe_batch(self, modality: Modality) -> Tensor:
+        """A small batch of random pixels or token ids, the same every time, to try the model on."""
+        generator = torch.Generator().manual_seed(0)
+        _, like = (self._image_probe if modality == "image" else self._text_probe)(2)
+        if modality == "image":
+            return torch.randn(like.shape, generator=generator)
+        size = getattr(self.module, "vocab_size", None)
+        return torch.randint(0, size if isinstance(size, int) else 2, like.shape, generator=generator)
+
     def _image_forward(self, pixels: Tensor) -> Tensor:
         return _encode(self.module, "encode_image", pixels.to(self.device, _pixel_dtype(self.module)))
 
     def _text_forward(self, ids: Tensor) -> Tensor:
         check_vocabulary(ids, getattr(self.module, "vocab_size", None))
-        ids = ids.masked_fill(ids == PADDING, self._padding_id)
-        return _encode(self.module, "encode_text", ids.to(self.device))
+        return _encode(self.module, "encode_text", self.filled(ids).to(self.device))
 
     def _pixel_batches(self, images: Any, batch: int) -> Iterator[Tensor]:
         if isinstance(images, Tensor):

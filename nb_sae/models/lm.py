@@ -160,13 +160,14 @@ class LanguageModel:
             )
         self._allowed(batch.shape[1])
         check_vocabulary(batch, self._vocabulary)
-        return run_to(self, sites, lambda: self._forward(batch))
+        return run_to(self, sites, lambda: self.forward(batch))
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The text of each token id as a reader sees it. Raises `InputError` for a model without a tokenizer."""
         return token_strings(self._required_tokenizer(InputError), ids)
 
-    def _forward(self, batch: Tensor) -> Any:
+    def forward(self, batch: Tensor, modality: Modality = "text") -> Any:
+        """What the module gives for `(context, position)` token ids, −1 on padding; with gradients."""
         ids = batch.to(self.device)
         real = ids != PADDING
         ids = ids.masked_fill(~real, self._padding_id)
@@ -179,8 +180,13 @@ class LanguageModel:
             return self.module(input_ids=ids, **given)
         return self.module(ids, **given)
 
+    def probe_batch(self, modality: Modality = "text") -> Tensor:
+        """A small batch of random token ids, the same every time, to try the model on."""
+        shape, generator = (2, min(_PROBE_TOKENS, self.context_tokens)), torch.Generator().manual_seed(0)
+        return torch.randint(0, self._vocabulary or 2, shape, generator=generator)
+
     def _probe_batch(self, size: int) -> tuple[Callable[[Tensor], Any], Tensor]:
-        return self._forward, torch.zeros(size, min(_PROBE_TOKENS, self.context_tokens), dtype=torch.long)
+        return self.forward, torch.zeros(size, min(_PROBE_TOKENS, self.context_tokens), dtype=torch.long)
 
     def _allowed(self, context_tokens: int) -> int:
         longest = self.max_context_tokens

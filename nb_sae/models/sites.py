@@ -115,7 +115,7 @@ def fingerprint(module: nn.Module) -> str:
     digest, samples = hashlib.sha256(), []
     for name, tensor in tensors:
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-        flat = (_put_aside(module, name) if tensor.is_meta else tensor).detach().reshape(-1)
+        flat = (values_of(module, name) if tensor.is_meta else tensor).detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLED_VALUES)
         samples.append(flat[::step][:_SAMPLED_VALUES].to("cpu", torch.float32))
     if samples:
@@ -158,7 +158,7 @@ def check_movable(module: nn.Module, **given: Any) -> None:
         )
 
 
-def _put_aside(module: nn.Module, name: str) -> Tensor:
+def values_of(module: nn.Module, name: str) -> Tensor:
     """The values of a weight that accelerate keeps on the disk or in main memory until it is needed."""
     owner, _, own_name = name.rpartition(".")
     hook = getattr(module.get_submodule(owner), "_hf_hook", None)

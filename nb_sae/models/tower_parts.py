@@ -1,0 +1,330 @@
+"""What the parts of a transformer look like to an analysis, whatever the library that the transformer comes from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nb_sae.errors import ConfigError
+from nb_sae.hooks import capture, display_name
+from nb_sae.layers import Tower
+from nb_sae.models.sites import module_device, values_of
+
+_AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-6}
+"""How far, relative to the largest value, what is read off the weights may be from what the model gives."""
+_HALF_AGREEMENT = 0.05
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """The sites of one block; each gives what is in, or added to, the residual stream."""
+
+    layer: int
+    residual: str
+    attention: str | None
+    mlp: str | None
+
+
+@dataclass(frozen=True)
+class AttentionParts:
+    """The weights of one attention, float32 on the model's device. Shared key-value heads are repeated.
+
+    `Σ_heads Σ_src pattern · (x_normed W_V + b_V) W_O + b_O` is what `site` gives.
+    """
+
+    layer: int
+    site: str
+    """What W_O gives. It is the attention site of the block, except where `after` comes between the two."""
+    heads: int
+    kv_heads: int
+    d_head: int
+    W_V: Float[Tensor, "heads d_model d_head"]
+    b_V: Float[Tensor, "heads d_head"] | None  # noqa: N815
+    W_O: Float[Tensor, "heads d_head d_model"]
+    b_O: Float[Tensor, " d_model"] | None  # noqa: N815
+    norm: nn.Module
+    """What is applied to the residual stream before W_V; `nn.Identity` in a block that normalises afterwards."""
+    after: nn.Module | None = None
+    """What normalises the output of W_O before it is added to the residual stream (Gemma 2 and 3, OLMo 2)."""
+
+
+@dataclass(frozen=True)
+class AttentionRun:
+    """What the attention of one block read and where it looked."""
+
+    pattern: Float[Tensor, "batch heads dst src"]
+    """float32; every row sums to 1, less where the model attends to a sink."""
+    x_normed: Float[Tensor, "batch src d_model"]
+    """What W_V was applied to, float32."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.pattern, self.x_normed))
+
+
+class Parts(ABC):
+    """One tower of a model by its parts. Made by `nb_sae.models.parts.parts`.
+
+    Weights are read when asked for and not kept. What is read is compared with what the model computes, once per
+    layer, so that a model that looks like a known family and computes something else is refused.
+    """
+
+    def __init__(self, model: Any, tower: Tower, family: str) -> None:
+        self.model = model
+        self.tower: Tower = tower
+        self.family = family
+        self._proved: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"Parts({display_name(self.model)}, {self.tower} tower, {self.family}, {len(self.blocks)} blocks)"
+
+    # What a family says of itself.
+
+    @cached_property
+    @abstractmethod
+    def blocks(self) -> tuple[BlockParts, ...]:
+        """The sites of every block, first to last."""
+
+    @abstractmethod
+    def _read_attention(self, layer: int) -> AttentionParts: ...
+
+    @abstractmethod
+    def _listen(self, layer: int, run: dict[str, Tensor]) -> list[Any]:
+        """Put hooks that fill `run["pattern"]` and `run["x_normed"]`; their handles."""
+
+    @abstractmethod
+    def mlp(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Rows `(neurons, d_model)` by which the neurons of an MLP read and write, float32.
+
+        Of a gated MLP the first are those of the gate. A norm or scale between the MLP and the residual stream is
+        multiplied in as far as it does not depend on the token. None where the MLP has another form (experts).
+        """
+
+    @property
+    def final_norm(self) -> Callable[[Tensor], Tensor] | None:
+        """What is applied to the last residual stream before the unembedding or projection; None if nothing is."""
+        return None
+
+    @property
+    def unembed(self) -> tuple[Float[Tensor, "d_model vocabulary"], Float[Tensor, " vocabulary"] | None]:
+        """W_U and its bias, float32, factors of the logits multiplied in. Raises `ConfigError` without a head."""
+        raise ConfigError(
+            f"{self._title} has no unembedding: it ends in an embedding. Use final_lens(x) or project(x)."
+        )
+
+    softcap: float | None = None
+    """Where the logits are `softcap · tanh(logits / softcap)` (Gemma 2); None where they are left alone."""
+
+    def logits(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
+        """The last residual stream through the final norm and the unembedding."""
+        W_U, b_U = self.unembed
+        normed = x if self.final_norm is None else self.final_norm(x)
+        logits = normed.to(W_U) @ W_U
+        logits = logits if b_U is None else logits + b_U
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+
+    def project(self, x: Float[Tensor, "batch token d_model"], batch: Tensor | None = None) -> Tensor:
+        """What the tower does with its last block: norm, pooling, projection to `(batch, embed_dim)`, float32.
+
+        Args:
+            x: The last residual stream.
+            batch: The token ids that were run, where the pooling looks for the end of a text.
+
+        Raises:
+            ConfigError: a language model, or `batch` is needed and missing.
+        """
+        raise ConfigError(f"{self._title} has no projection to an embedding. Use logits(x).")
+
+    def final_lens(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch embed_dim"]:
+        """Every token by itself through the final norm and the projection, float32."""
+        raise ConfigError(f"{self._title} has no projection to an embedding. Use logits(x).")
+
+    # What is the same for every family.
+
+    def attention(self, layer: int) -> AttentionParts:
+        """The weights of the attention of one block.
+
+        Raises:
+            ConfigError: no such block, no attention in it, or one that computes something else than these weights say.
+        """
+        self._require(layer)
+        read = self._read_attention(layer)
+        if layer not in self._proved:
+            self._prove_attention(read)
+            self._proved.add(layer)
+        return read
+
+    @torch.no_grad()
+    def attention_run(self, batch: Tensor, layers: Sequence[int]) -> dict[int, AttentionRun]:
+        """Where every head looks on a batch, and what it reads.
+
+        Args:
+            batch: `(context, position)` ids, −1 on padding; or `(context, 3, h, w)` pixels.
+            layers: Numbers of blocks.
+
+        Returns:
+            Layer → pattern and normed input; unpacks to `pattern, x_normed`. Rows of padding mean nothing.
+        """
+        runs, _ = self._attend(batch, layers, [])
+        return runs
+
+    @torch.no_grad()
+    def additions(self, batch: Tensor) -> dict[int, float]:
+        """How far residual_out − residual_in is from attention + MLP, by block from the second on.
+
+        The largest difference relative to the largest value of the residual stream: about 1e-7 where attention and MLP
+        are added to the stream and nothing else happens (pre-norm), large where it is normalised in between.
+        """
+        sites = [site for block in self.blocks for site in (block.residual, block.attention, block.mlp) if site]
+        with capture(self.model, sites) as seen:
+            self._forward(batch)
+        found = {}
+        for before, block in zip(self.blocks, self.blocks[1:], strict=False):
+            added = sum(seen[site].float() for site in (block.attention, block.mlp) if site)
+            change = seen[block.residual].float() - seen[before.residual].float()
+            found[block.layer] = float((change - added).abs().max() / seen[block.residual].float().abs().max())
+        return found
+
+    def _attend(
+        self, batch: Tensor, layers: Sequence[int], sites: Sequence[str]
+    ) -> tuple[dict[int, AttentionRun], dict[str, Tensor]]:
+        for layer in layers:
+            self._require(layer)
+        heard: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
+        ends = list(dict.fromkeys([*(self._read_attention(layer).site for layer in layers), *sites]))
+        with ExitStack() as installed:
+            installed.enter_context(self._explicit_attention())
+            for layer in layers:
+                for handle in self._listen(layer, heard[layer]):
+                    installed.callback(handle.remove)
+            # Installed after the listeners, so that the pass ends when they have heard what they need.
+            with capture(self.model, ends, stop=True) as seen:
+                self._forward(batch)
+        missing = [layer for layer in layers if len(heard[layer]) < 2]
+        if missing:
+            raise ConfigError(
+                f"{self._title} does not show the attention pattern of block {missing[0]}. Load it with "
+                "attn_implementation='eager'."
+            )
+        runs = {n: AttentionRun(run["pattern"].float(), run["x_normed"].float()) for n, run in heard.items()}
+        return runs, dict(seen)
+
+    @contextmanager
+    def _explicit_attention(self) -> Iterator[None]:
+        """Make the model show its attention patterns while the block runs."""
+        yield
+
+    @torch.no_grad()
+    def _prove_attention(self, read: AttentionParts) -> None:
+        runs, seen = self._attend(self._probe(), [read.layer], [read.site])
+        given, expected = heads_sum(read, runs[read.layer]), seen[read.site].float()
+        dtype = seen[read.site].dtype
+        off = float((given - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        if not off <= _AGREEMENT.get(dtype, _HALF_AGREEMENT):
+            raise ConfigError(
+                f"The attention of block {read.layer} of {self._title} is not the sum of its heads as nb_sae reads "
+                f"them (relative difference {off:.1g}): it does more than attend to W_V and multiply by W_O. Methods "
+                "that go by head cannot explain it; use those that take a site as a whole."
+            )
+
+    def _probe(self) -> Tensor:
+        return self.model.probe_batch(self.tower)
+
+    def _forward(self, batch: Tensor) -> Any:
+        return self.model.forward(batch, self.tower)
+
+    @property
+    def _clip(self) -> bool:
+        return "image_embed" in self.model.pseudo_sites
+
+    @property
+    def _root(self) -> nn.Module:
+        return self.model.module
+
+    @property
+    def _title(self) -> str:
+        return f"The {self.tower} tower of {display_name(self.model)}" if self._clip else display_name(self.model)
+
+    def _require(self, layer: int) -> None:
+        if not 0 <= layer < len(self.blocks):
+            raise ConfigError(
+                f"layer={layer} does not exist in {self._title}; expected 0 to {len(self.blocks) - 1}. "
+                "Blocks are counted from 0."
+            )
+
+
+def heads_sum(read: AttentionParts, run: AttentionRun) -> Float[Tensor, "batch dst d_model"]:
+    """What the heads give together: the output of W_O, from the weights, the pattern and what was read."""
+    values = torch.einsum("bsd,hdk->bhsk", run.x_normed, read.W_V)
+    values = values if read.b_V is None else values + read.b_V[:, None]
+    out = torch.einsum("bhts,bhsk,hkd->btd", run.pattern, values, read.W_O)
+    return out if read.b_O is None else out + read.b_O
+
+
+class InFloat:
+    """A module applied to float32 rows, whatever the precision of its weights; its own precision for rows of that."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __repr__(self) -> str:
+        return f"InFloat({self.module!r})"
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The module's output for `(…, d_model)` rows, in their precision; gradients reach the rows alone."""
+        weights = {name: value.detach() for name, value in self.module.named_parameters()}
+        own = next((value.dtype for value in weights.values() if value.is_floating_point()), x.dtype)
+        x = x.to(module_device(self.module))
+        if any(value.is_meta for value in weights.values()):
+            return self.module(x.to(own)).to(x.dtype)  # accelerate brings the weights when the module runs
+        if x.dtype == own:
+            return torch.func.functional_call(self.module, weights, (x,))
+        return torch.func.functional_call(self.module, {name: value.to(x) for name, value in weights.items()}, (x,))
+
+
+def float_weight(root: nn.Module, owner: nn.Module, name: str = "weight") -> Tensor:
+    """A weight as float32, also one that accelerate keeps elsewhere. Raises `ConfigError` for a quantised one."""
+    value = getattr(owner, name)
+    if value.is_meta:
+        path = next(path for path, module in root.named_modules() if module is owner)
+        value = values_of(root, f"{path}.{name}")
+    if not value.is_floating_point() or value.element_size() < 2:
+        raise ConfigError(
+            f"{type(owner).__name__} holds its {name} as {value.dtype}; expected floating-point values. Load the model "
+            "without quantisation to read its weights; its activations can be used as they are."
+        )
+    return value.detach().float()
+
+
+def affine(root: nn.Module, module: nn.Module) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
+    """Weight and bias of a linear map, float32; of GPT-2's `Conv1D` too, which keeps it transposed."""
+    weight = float_weight(root, module)
+    if type(module).__name__ == "Conv1D":
+        weight = weight.T
+    bias = getattr(module, "bias", None)
+    return weight, float_weight(root, module, "bias") if isinstance(bias, Tensor) else None
+
+
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What an attention module is given to read: by name where it has one, otherwise the first tensor."""
+    for name in ("value_input", "hidden_states", "x"):
+        if isinstance(kwargs.get(name), Tensor):
+            return kwargs[name]
+    return next((value for value in args if isinstance(value, Tensor)), None)
+
+
+def gain(norm: nn.Module, width: int) -> Float[Tensor, " width"] | None:
+    """The factor per dimension of an RMS norm, whatever it calls its weights; None for a norm that subtracts a mean."""
+    ones = torch.ones(width, device=module_device(norm))
+    signs = ones.clone()
+    signs[::2] = -1
+    with torch.no_grad():
+        by_ones, by_signs = InFloat(norm)(ones), InFloat(norm)(signs)
+    return by_ones if torch.allclose(by_ones * signs, by_signs, atol=1e-5) else None
