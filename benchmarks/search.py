@@ -24,7 +24,7 @@ import torch
 import nb_sae as ns
 from nb_sae.concepts.index import SearchIndex
 from nb_sae.concepts.search import search
-from nb_sae.concepts.steering import matched_latents
+from nb_sae.sae.controls import matched_latents
 
 BOUND_S, BOUND_ROWS = 0.5, 1_000_000
 D_IN, D_SAE, ACTIVE = 512, 4096, 32

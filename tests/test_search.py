@@ -379,7 +379,7 @@ def eyeglasses(world) -> tuple[int, np.ndarray, float]:
 
 
 def test_raising_the_eyeglasses_latent_finds_faces_with_eyeglasses_and_matched_latents_do_not(demo_world):
-    from nb_sae.concepts.steering import matched_latents
+    from nb_sae.sae.controls import matched_latents
 
     latent, worn, p99 = eyeglasses(demo_world)
     rng = np.random.default_rng(0)

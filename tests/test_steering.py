@@ -17,9 +17,10 @@ from torch.nn import functional as F
 import nb_sae as ns
 from nb_sae import plots
 from nb_sae.concepts.schema import STEERING
-from nb_sae.concepts.steering import matched_latents, steering_curve
+from nb_sae.concepts.steering import steering_curve
 from nb_sae.data.faces import PROMPTS
 from nb_sae.errors import ConfigError, ShapeError, WidgetError
+from nb_sae.sae.controls import matched_latents
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "search_and_steering.md"
 

@@ -18,6 +18,7 @@ from nb_sae.concepts.lookup import find_latent
 from nb_sae.concepts.schema import STEERING
 from nb_sae.concepts.usage import ROWS_AT_A_TIME, usage
 from nb_sae.errors import ConfigError, ShapeError
+from nb_sae.sae.controls import matched_latents
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import activations_of, make_changes, moved
 from nb_sae.types import ActivationSource
@@ -27,8 +28,6 @@ CURVE_ROWS = 500
 """Rows that are steered, where more are given."""
 USAGE_ROWS = 5_000
 """Rows from which density, mean and percentile of the latents are taken."""
-MATCHES = 3
-"""Controls are drawn from so many times as many of the best matching latents."""
 _STEPS = {"set": (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0), "scale": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)}
 
 
@@ -152,26 +151,6 @@ def steering_curve(
         "seed": seed,
     }
     return SteeringCurve(frame, table, about)
-
-
-def matched_latents(
-    density: NDArray[np.float64], mean: NDArray[np.float64], latent: int, count: int, *, seed: int
-) -> list[int]:
-    """Live latents like this one in density and mean activation where active, drawn among the best `MATCHES` · count.
-
-    How alike two are is the sum of the absolute log ratios of the two numbers.
-
-    Raises:
-        ConfigError: fewer other live latents than `count`.
-    """
-    live = (density > 0) & (mean > 0)
-    live[latent] = False
-    if not 0 <= count <= int(live.sum()):
-        raise ConfigError(f"controls={count}: there are {int(live.sum())} other live latents. Ask for 0 to as many.")
-    others = np.flatnonzero(live)
-    away = np.abs(np.log(density[others] / density[latent])) + np.abs(np.log(mean[others] / mean[latent]))
-    best = others[np.argsort(away, kind="stable")[: MATCHES * count]]
-    return np.random.default_rng(seed).choice(best, count, replace=False).tolist() if count else []
 
 
 def _rows(

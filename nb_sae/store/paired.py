@@ -35,7 +35,7 @@ class PairedRows:
     """Implements `types.ActivationSource` for the rows of `x`; `batches` gives pairs `(x, y)`. Made by `pair`."""
 
     def __init__(self, x: StoredRows, y: StoredRows) -> None:
-        _check_aligned(x, y)
+        check_aligned(x, y)
         self.x = x
         self.target = y
         self.site, self.model, self.revision = x.site, x.model, x.revision
@@ -108,11 +108,16 @@ class PairedRows:
         return PairedRows(one[0], other[0]), PairedRows(one[1], other[1])
 
 
-def _check_aligned(x: StoredRows, y: StoredRows) -> None:
+def check_aligned(x: StoredRows, y: StoredRows) -> None:
+    """Refuse stores whose rows do not lie side by side: row i of both is the same token of the same input.
+
+    Raises:
+        StoreError: other inputs, tokens, models or another order; names the first difference.
+    """
     if (x.model, x.revision) != (y.model, y.revision):
         raise StoreError(
-            f"The rows come from {x.model!r} (revision {x.revision!r}) and {y.model!r} (revision {y.revision!r}); a "
-            "transcoder needs two sites of one model. Collect both in one call: collect(…, site=[a, b])."
+            f"The rows come from {x.model!r} (revision {x.revision!r}) and {y.model!r} (revision {y.revision!r}); "
+            "expected two sites of one model. Collect both in one call: collect(…, site=[a, b])."
         )
     if len(x) != len(y):
         raise StoreError(
