@@ -8,7 +8,7 @@ What a site gives is read as rows, see `nb_sae.hook_rows`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,6 +32,18 @@ from nb_sae.types import Edit
 
 _EMBED_METHODS = {"image_embed": "encode_image", "text_embed": "encode_text"}
 """The embeddings that are the return value of a method. A wrapper may say otherwise in `pseudo_sites`."""
+
+
+class Spliced(Protocol):
+    """What stands in for the activations of a site of its own: a `Dictionary`."""
+
+    def splice(self) -> Edit:
+        """The edit that puts its reconstruction into the model."""
+        ...
+
+
+Edits = Edit | Spliced | Sequence[Edit | Spliced] | Mapping[str, Callable[[Tensor], Tensor]]
+"""What `intervene` takes."""
 
 
 class _Handle(Protocol):
@@ -171,8 +183,11 @@ def run_to(model: Any, sites: str | Sequence[str], forward: Callable[[], Any]) -
 
 
 @contextmanager
-def intervene(model: Any, edits: Edit | Sequence[Edit] | Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def intervene(model: Any, edits: Edits) -> Iterator[None]:
     """Replace what the model gives at the edited sites while the block runs.
+
+    Takes an `Edit`, several, a mapping site → function, or a dictionary (`Dictionary`, or anything else with
+    `splice()`), whose reconstruction then stands in for the activations at its site.
 
     The function of an edit gets a copy of the rows, `(batch, token, width)` or `(batch, width)`, in model units, and
     gives rows of the same shape, dtype and device. Several edits of one site apply in the order given. An edit at
@@ -273,19 +288,23 @@ def _site_list(sites: str | Sequence[str]) -> list[str]:
     return names
 
 
-def _edit_list(edits: Edit | Sequence[Edit] | Mapping[str, Callable[[Tensor], Tensor]]) -> list[Edit]:
-    if isinstance(edits, Edit):
-        return [edits]
+def _edit_list(edits: Edits) -> list[Edit]:
     if isinstance(edits, Mapping):
         return [Edit(site, apply) for site, apply in edits.items()]
-    listed = list(edits)
-    for edit in listed:
-        if not isinstance(edit, Edit):
-            raise ConfigError(
-                f"Got a {type(edit).__name__} among the edits; expected nb_sae.Edit(site, function). "
-                "A dictionary {site: function} is taken too."
-            )
-    return listed
+    return [_edit(one) for one in (edits if isinstance(edits, Iterable) else [edits])]
+
+
+def _edit(given: Any) -> Edit:
+    if isinstance(given, Edit):
+        return given
+    splice = getattr(given, "splice", None)
+    edit = splice() if callable(splice) else None
+    if not isinstance(edit, Edit):
+        raise ConfigError(
+            f"Got a {type(given).__name__} among the edits; expected nb_sae.Edit(site, function) or a Dictionary. "
+            "A mapping {site: function} is taken too."
+        )
+    return edit
 
 
 def _require_rows(model: Any, sites: Sequence[str]) -> None:

@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nb_sae.errors import ConfigError, InputError, InputNotFoundError, ShapeError, closest
 from nb_sae.hooks import hook_points, run_to
+from nb_sae.models.next_token import continuation, losses_of, read_logits, room_for, sees_ahead, write_on
 from nb_sae.models.sites import SiteTable, check_movable, choose_device, fingerprint, module_device
-from nb_sae.models.tokens import PADDING, check_vocabulary, token_strings, window_preprocessor
-from nb_sae.types import Modality, Prepared, Site
+from nb_sae.models.tokens import (
+    PADDING,
+    WindowPreprocessor,
+    check_vocabulary,
+    plain_ids,
+    token_strings,
+    window_preprocessor,
+)
+from nb_sae.types import Modality, Site
 
 DEFAULT_CONTEXT_TOKENS = 128
 _PROBE_TOKENS = 7
@@ -93,6 +102,7 @@ class LanguageModel:
             else context_tokens
         )
         self._arguments = _forward_arguments(module)
+        self._sees_ahead: bool | None = None
         self._vocabulary = _embeddings(module)
         self._padding_id = _padding_id(tokenizer, module)
         self._sites = SiteTable(self, {"text": self._probe_batch}, text_positions=self.context_tokens)
@@ -117,9 +127,7 @@ class LanguageModel:
         """Raise `HookError` unless the site gives rows."""
         self._sites.require(name)
 
-    def preprocessor(
-        self, modality: Modality = "text", *, context_tokens: int | None = None
-    ) -> Callable[..., Prepared]:
+    def preprocessor(self, modality: Modality = "text", *, context_tokens: int | None = None) -> WindowPreprocessor:
         """A picklable function from a text to `Prepared`: windows of `context_tokens`, the last one padded.
 
         Special tokens are added to every window as the tokenizer adds them to a text: none for GPT-2, BOS for Llama,
@@ -153,14 +161,96 @@ class LanguageModel:
         """
         for site in sites:
             self.site(site, modality)
-        if batch.ndim != 2 or batch.is_floating_point():
-            raise ShapeError(
-                f"Got {batch.dtype} of shape {tuple(batch.shape)}; expected (context, position) token ids. "
-                "Prepare texts with preprocessor('text')."
-            )
-        self._allowed(batch.shape[1])
-        check_vocabulary(batch, self._vocabulary)
+        self._require_ids(batch)
         return run_to(self, sites, lambda: self.forward(batch))
+
+    def logits(self, batch: Tensor) -> Float[Tensor, "context position vocabulary"]:
+        """What the model says of every position, in its own precision, with gradients where they are enabled.
+
+        Args:
+            batch: `(context, position)` token ids, −1 on padding, of which the logits mean nothing.
+
+        Raises:
+            ConfigError: a model without a language-model head, or a context longer than the model's.
+            ShapeError: `batch` holds no token ids.
+        """
+        self._require_ids(batch)
+        return read_logits(self.forward(batch), vocabulary=self._vocabulary, name=self.name)
+
+    @torch.no_grad()
+    def token_losses(self, batch: Tensor) -> Float[Tensor, "context position-1"]:
+        """Cross-entropy of every token given those before it, in nats, float32; NaN on padding.
+
+        Raises:
+            ConfigError: an encoder, whose every position sees all the others; or a model without a head.
+        """
+        self.require_next_token()
+        return losses_of(self.logits(batch), batch)
+
+    def next_token_loss(self, inputs: Any, *, batch: int = 16) -> float:
+        """Mean cross-entropy of the next token in nats, over every token but the first of each context.
+
+        Args:
+            inputs: `Inputs` of texts, a text, a sequence of texts, or `(context, position)` token ids.
+            batch: Contexts per forward pass.
+
+        Raises:
+            ConfigError: an encoder, or a model without a head.
+            InputError: nothing to predict.
+        """
+        losses = torch.cat(
+            [self.token_losses(ids).flatten().cpu() for ids in self.contexts(inputs).split(batch)]
+        ).double()
+        if losses.isnan().all():
+            raise InputError("No context has a second token, so there is no next token to predict. Give longer texts.")
+        return float(losses.nanmean())
+
+    def generate(self, prompt: str, *, tokens: int = 40, seed: int | None = None, temperature: float = 1.0) -> str:
+        """The text that the model writes after the prompt, without the prompt.
+
+        Inside `intervene` the edits act on every position, at every token. The prompt gets the special tokens that the
+        tokenizer puts before a text. Ends at the tokenizer's end mark.
+
+        Args:
+            prompt: What to begin with.
+            tokens: Most tokens to write.
+            seed: Draws each token by its probability; None takes the most probable one.
+            temperature: With a seed, divides the logits before drawing.
+
+        Raises:
+            InputError: a prompt longer than the model's context, or without tokens.
+            ConfigError: prompt and `tokens` together are longer; an encoder; no tokenizer.
+        """
+        tokenizer = self._required_tokenizer(ConfigError)
+        if not isinstance(prompt, str):
+            raise InputError(f"Got a {type(prompt).__name__} as prompt; expected a str. Give a text.")
+        ids = [*self.preprocessor().prefix, *plain_ids(tokenizer, prompt)]
+        room_for(len(ids), tokens, self.max_context_tokens, self.name)
+        self.require_next_token()
+        end = getattr(tokenizer, "eos_token_id", None)
+        written = write_on(self.logits, ids, tokens=tokens, end_id=end, seed=seed, temperature=temperature)
+        return continuation(tokenizer, ids, written)
+
+    def contexts(self, inputs: Any) -> Int[Tensor, "context position"]:
+        """Texts as the windows the model takes, −1 on padding; token ids as they are. Raises `InputError`."""
+        if isinstance(inputs, Tensor):
+            self._require_ids(inputs)
+            return inputs
+        prepare = self.preprocessor()
+        texts = [inputs] if isinstance(inputs, str) else [inputs[i] for i in range(len(inputs))]
+        if not texts:
+            raise InputError("No texts were given; expected at least one.")
+        return torch.cat([prepare(text).tensor for text in texts])
+
+    def require_next_token(self) -> None:
+        """Raise `ConfigError` unless the model predicts the next token from those before it; tried once."""
+        if self._sees_ahead is None:
+            self._sees_ahead = sees_ahead(self.logits, self.probe_batch())
+        if self._sees_ahead:
+            raise ConfigError(
+                f"{self.name} is an encoder: every position sees all the others, so there is no next token to "
+                "predict. Use a measure of its activations (FVU, cosine), or load a decoder."
+            )
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The text of each token id as a reader sees it. Raises `InputError` for a model without a tokenizer."""
@@ -187,6 +277,15 @@ class LanguageModel:
 
     def _probe_batch(self, size: int) -> tuple[Callable[[Tensor], Any], Tensor]:
         return self.forward, torch.zeros(size, min(_PROBE_TOKENS, self.context_tokens), dtype=torch.long)
+
+    def _require_ids(self, batch: Tensor) -> None:
+        if batch.ndim != 2 or batch.is_floating_point():
+            raise ShapeError(
+                f"Got {batch.dtype} of shape {tuple(batch.shape)}; expected (context, position) token ids. "
+                "Prepare texts with preprocessor('text')."
+            )
+        self._allowed(batch.shape[1])
+        check_vocabulary(batch, self._vocabulary)
 
     def _allowed(self, context_tokens: int) -> int:
         longest = self.max_context_tokens
