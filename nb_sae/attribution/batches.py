@@ -1,0 +1,203 @@
+"""A tower of a model and what it is run on: batches of contexts, with which of their tokens count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from nb_sae.errors import ConfigError, HookError, InputError, ShapeError
+from nb_sae.hook_rows import tensor_of
+from nb_sae.models.clip import ClipModel
+from nb_sae.models.lm import LanguageModel
+from nb_sae.models.tokens import PADDING, check_vocabulary
+from nb_sae.types import Modality, Prepared, Tokens
+
+TowerModel = LanguageModel | ClipModel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some inputs as the model takes them; input i has one context, so that a token's number is its position."""
+
+    inputs: range
+    given: Tensor
+    """Pixels `(context, 3, h, w)`, or token ids `(context, position)` with −1 on padding."""
+    special: Bool[Tensor, "context position"] | None = None
+    """Positions of special tokens and padding; None: not known."""
+
+    def counted(self, shape: Sequence[int], tokens: Tokens, prefix_tokens: int) -> Bool[Tensor, "context token"]:
+        """Which rows of a site count; `shape` is what the site gives, `(context, token, …)` or `(context, width)`."""
+        mask = torch.ones(shape[0], shape[1] if len(shape) == 3 else 1, dtype=torch.bool)
+        if len(shape) != 3:
+            return mask
+        if self.given.ndim > 2:
+            if tokens != "all":
+                mask[:, :prefix_tokens] = tokens == "cls"
+                mask[:, prefix_tokens:] = tokens == "patches"
+            return mask
+        real = self.given.cpu() != PADDING
+        if tokens == "patches" and self.special is not None:
+            real = real & ~self.special
+        mask[:] = False  # what a tower appends to the texts, as CoCa's class token, is no token of them
+        mask[:, : real.shape[1]] = real
+        return mask
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One tower of a model and what it is run on."""
+
+    model: TowerModel
+    modality: Modality
+    site: str
+    prefix_tokens: int = 0
+    batches: Sequence[Batch] = field(default_factory=list, repr=False)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
+
+    @property
+    def inputs(self) -> int:
+        """How many."""
+        return sum(len(batch.given) for batch in self.batches)
+
+
+def tower_of(model: Any, site: str, inputs: Any, *, batch: int, d_in: int | None = None) -> Tower:
+    """The tower that a site lies in, with the inputs cut into batches for it.
+
+    Args:
+        model: From `load_lm` or `load_clip`.
+        site: A name from `hook_names()`.
+        inputs: `Inputs`, a text or a list of texts, a picture or a list of pictures, or what the model takes: token ids
+            `(context, position)` or `(position,)`, pixels `(context, 3, h, w)`.
+        batch: Contexts per forward pass.
+        d_in: Width of the dictionary that reads the site.
+
+    Raises:
+        ConfigError: another kind of model, or no inputs.
+        HookError: no such site.
+        ShapeError: the site has another width than the dictionary.
+        InputError: an empty text, one that is longer than the context, or what is neither text nor picture.
+    """
+    if not isinstance(model, LanguageModel | ClipModel):
+        raise ConfigError(
+            f"Got a {type(model).__name__} as the model; expected one from load_lm() or load_clip(). Load it with them."
+        )
+    modality, found = _modality(model, site)
+    if d_in is not None and found.width != d_in:
+        raise ShapeError(
+            f"Site {site!r} of {model.name} has width {found.width}; the dictionary takes {d_in}. Give the model and "
+            "site that it was trained on, or site=."
+        )
+    if batch < 1:
+        raise ConfigError(f"batch={batch}: expected at least one context per forward pass.")
+    if isinstance(inputs, Tensor):
+        batches = _tensor_batches(model, modality, inputs, batch)
+    else:
+        batches = _prepared_batches(model, modality, inputs, batch)
+    return Tower(model, modality, site, found.prefix_tokens, batches)
+
+
+def output_of(model: TowerModel, given: Tensor, modality: Modality) -> Tensor:
+    """What a model gives for a batch, `(context, …)` float32: logits, the last hidden states without a head, or a
+    CLIP's embedding. Autograd follows it where gradients are on.
+    """
+    output = model.forward(given, modality)
+    logits = getattr(output, "logits", None)
+    found = logits if isinstance(logits, Tensor) else tensor_of(output)
+    if found is None:
+        raise ShapeError(f"{model.name} gave a {type(output).__name__}, in which there is no tensor to measure.")
+    return found.float()
+
+
+def _modality(model: TowerModel, site: str) -> tuple[Modality, Any]:
+    if isinstance(model, LanguageModel):
+        return "text", model.site(site)
+    try:
+        return "image", model.site(site, "image")
+    except HookError as error:
+        if "text" not in str(error) or "belongs to the text tower" not in str(error):
+            raise
+    return "text", model.site(site, "text")
+
+
+def _tensor_batches(model: TowerModel, modality: Modality, given: Tensor, batch: int) -> list[Batch]:
+    given = given[None] if given.ndim in (1, 3) else given
+    whole = 4 if modality == "image" else 2
+    if given.ndim != whole or given.is_floating_point() != (modality == "image"):
+        expected = "pixels (context, 3, h, w)" if modality == "image" else "token ids (context, position)"
+        raise ShapeError(f"Got {given.dtype} of shape {tuple(given.shape)} as inputs; expected {expected}.")
+    if not given.numel():
+        raise InputError(f"Inputs of shape {tuple(given.shape)} hold nothing. Give at least one with a token.")
+    if modality == "text":
+        if isinstance(model, LanguageModel):
+            _check_length(model, given.shape[1])
+            check_vocabulary(given, model._vocabulary)
+        empty = (given == PADDING).all(-1).nonzero()
+        if len(empty):
+            raise InputError(f"Input {int(empty[0])} has no tokens, only padding. Leave it out.")
+    return [
+        Batch(range(start, min(start + batch, len(given))), given[start : start + batch])
+        for start in range(0, len(given), batch)
+    ]
+
+
+def _prepared_batches(model: TowerModel, modality: Modality, inputs: Any, batch: int) -> list[Batch]:
+    listed: Any = [inputs] if isinstance(inputs, str) or not hasattr(inputs, "__len__") else inputs
+    if getattr(listed, "modality", modality) != modality:
+        raise InputError(
+            f"{listed.modality}s were given for a site of the {modality} tower of {model.name}. Give {modality}s, or a "
+            "dictionary of the other tower."
+        )
+    if not len(listed):
+        raise ConfigError("No inputs were given. Give a text, a picture, or several.")
+    prepare = model.preprocessor(modality, context_tokens=_longest(model))
+    made = []
+    for start in range(0, len(listed), batch):
+        numbers = range(start, min(start + batch, len(listed)))
+        prepared = [_one(model, prepare, listed[number], number, modality) for number in numbers]
+        given = torch.cat([one.tensor for one in prepared])
+        special = None
+        if modality == "text":
+            stop = max(int((given != PADDING).sum(-1).max()), 1) if isinstance(model, LanguageModel) else given.shape[1]
+            marks = [
+                torch.zeros_like(one.tensor, dtype=torch.bool) if one.special is None else one.special
+                for one in prepared
+            ]
+            given, special = given[:, :stop], torch.cat(marks)[:, :stop]
+        made.append(Batch(numbers, given, special))
+    return made
+
+
+def _one(model: TowerModel, prepare: Any, given: Any, number: int, modality: Modality) -> Prepared:
+    if modality == "text" and isinstance(given, str) and not given:
+        raise InputError(f"Input {number} is an empty text; expected at least one token. Leave it out.")
+    if (modality == "text") != isinstance(given, str):
+        raise InputError(f"Input {number} is a {type(given).__name__}; this site takes {modality}s. Give those.")
+    prepared = prepare(given)
+    if len(prepared.tensor) > 1 and isinstance(model, LanguageModel):
+        tokens = int((prepared.tensor != PADDING).sum())
+        raise InputError(
+            f"Input {number} has {tokens} tokens; {model.name} sees {prepared.tensor.shape[1]} at once, and what it "
+            "says of one window knows nothing of the others. Cut the text."
+        )
+    return prepared
+
+
+def _longest(model: TowerModel) -> int | None:
+    if isinstance(model, ClipModel):
+        return None
+    return model.max_context_tokens or model.context_tokens
+
+
+def _check_length(model: LanguageModel, positions: int) -> None:
+    longest = model.max_context_tokens
+    if longest is not None and positions > longest:
+        raise InputError(
+            f"The prompt has {positions} tokens; {model.name} sees {longest} at once. Cut the prompt to {longest}."
+        )

@@ -1,0 +1,392 @@
+"""Attribution of an output to latents: by gradient, along a path, by ablation; against models whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import transformers
+from attribution_fakes import D_SAE, linear_lm, prompts, random_dictionary
+from PIL import Image
+from torch.nn import functional as F
+
+import nb_sae as ns
+from nb_sae.attribution.output import attribute
+from nb_sae.attribution.output_metrics import cosine_to, log_prob, logit, logit_difference
+from nb_sae.attribution.schema import ATTRIBUTED, ATTRIBUTED_TOKENS, FAITHFULNESS
+from nb_sae.errors import ConfigError, HookError, InputError, NonFiniteError, ShapeError
+from nb_sae.models.lm import load_lm
+
+RULES = {
+    "top_k": {"budgets": (8,)},
+    "nested, in rounds": {"budgets": (2, 4, 8), "residual": True},
+    "relu": {"budgets": None},
+    "rows normalised": {"budgets": (8,), "row_norm": "layer_norm"},
+}
+TEXT = "Return the number of items in the list and raise"
+BLOCK = "gpt_neox.layers.2"
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return ns.load_lm("demo")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return ns.load_clip("demo")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    draw = np.random.default_rng(0)
+    return [Image.fromarray(draw.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(3)]
+
+
+def by_latent(attribution, column="attribution") -> np.ndarray:
+    found = np.zeros(D_SAE)
+    found[attribution.latents["latent"].to_numpy()] = attribution.latents[column].to_numpy()
+    return found
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_on_a_linear_readout_the_gradient_is_the_exact_ablation(rule):
+    lm, dictionary = linear_lm(), random_dictionary(**RULES[rule])
+    metric = logit_difference(3, 7)
+    found = attribute(lm, dictionary, prompts(), metric)
+    exact = attribute(lm, dictionary, prompts(), metric, method="ablation")
+    path = attribute(lm, dictionary, prompts(), metric, method="integrated", steps=2)
+    np.testing.assert_allclose(by_latent(found), by_latent(exact), atol=1e-5)
+    np.testing.assert_allclose(by_latent(path), by_latent(exact), atol=1e-5)
+    assert found.about["error"] == pytest.approx(exact.about["error"], abs=1e-5)
+    # By hand: only the last position is read, by the difference of two rows of the head.
+    module = lm.module
+    x = module.table(prompts()[:, -1]).detach()
+    read = (module.head.weight[3] - module.head.weight[7]).detach()
+    by_hand = (dictionary.encode(x) * (dictionary.row_scale(x) * (dictionary.W_dec @ read))).sum(0)
+    np.testing.assert_allclose(by_latent(found), by_hand, atol=1e-5)
+    if dictionary.row_norm is None:
+        bias = float((module.head.bias[3] - module.head.bias[7]).detach()) * 3
+        whole = found.latents["attribution"].sum() + found.about["error"] + found.about["bias"]
+        assert whole + bias == pytest.approx(found.about["value"], abs=1e-4)
+
+
+def test_activation_and_rows_are_those_of_the_dictionary():
+    lm, dictionary = linear_lm(), random_dictionary()
+    found = attribute(lm, dictionary, prompts(), logit(3))
+    z = dictionary.encode(lm.module.table(prompts()).detach().flatten(0, 1))
+    np.testing.assert_allclose(by_latent(found, "activation"), z.sum(0), rtol=1e-5)
+    np.testing.assert_array_equal(by_latent(found, "rows"), (z > 0).sum(0))
+    assert found.latents.schema == ATTRIBUTED
+    assert found.tokens.schema == ATTRIBUTED_TOKENS
+    assert (np.diff(found.latents["attribution"].abs().to_numpy()) <= 0).all()
+    assert found.latents["rank"].to_list() == list(range(found.latents.height))
+
+
+def test_the_lines_of_the_tokens_add_up_to_the_latents(lm):
+    dictionary = random_dictionary(192, 256, BLOCK)
+    found = attribute(lm, dictionary, [TEXT, "Return a copy"], log_prob(20), per_token=None)
+    sums = found.tokens.group_by("latent").agg(pl.col("attribution").sum(), rows=pl.len()).sort("latent")
+    error, rest = sums.filter(pl.col("latent").is_null()), sums.filter(pl.col("latent").is_not_null())
+    assert error["attribution"][0] == pytest.approx(found.about["error"], rel=1e-6)
+    assert error["rows"][0] == found.about["rows"]
+    same = found.latents.sort("latent")
+    np.testing.assert_allclose(rest["attribution"], same["attribution"], rtol=1e-6, atol=1e-9)
+    assert rest["rows"].to_list() == same["rows"].to_list()
+    few = attribute(lm, dictionary, [TEXT, "Return a copy"], log_prob(20), per_token=2).tokens
+    assert few.height == 3 * found.about["rows"]
+    strongest = found.tokens.drop_nulls("latent").group_by("input_id", "token").agg(pl.col("attribution").abs().max())
+    shown = few.drop_nulls("latent").group_by("input_id", "token").agg(pl.col("attribution").abs().max())
+    assert shown.sort("input_id", "token").equals(strongest.sort("input_id", "token"))
+
+
+def test_integrated_gradients_sum_to_what_all_latents_do_and_the_gradient_does_not(lm):
+    dictionary = random_dictionary(192, 256, BLOCK, budgets=(8, 16), residual=True)
+    path = attribute(lm, dictionary, TEXT, log_prob(20), method="integrated")
+    gain = path.about["value"] - path.about["none"]
+    assert abs(gain) > 0.5
+    assert path.latents["attribution"].sum() == pytest.approx(gain, rel=1e-4)
+    assert abs(path.about["gap"]) < 1e-4 * abs(gain)
+    first = attribute(lm, dictionary, TEXT, log_prob(20))
+    assert abs(first.latents["attribution"].sum() - gain) > 0.1 * abs(gain)
+    rough = attribute(lm, dictionary, TEXT, log_prob(20), method="integrated", steps=1)
+    assert abs(rough.about["gap"]) > 10 * abs(path.about["gap"])
+
+
+def test_the_path_ends_where_the_model_is_without_latents(lm):
+    dictionary = random_dictionary(192, 256, BLOCK)
+    path = attribute(lm, dictionary, TEXT, logit(20), method="integrated", steps=1)
+    ids = lm.preprocessor()(TEXT).tensor[:, :10]
+    with torch.no_grad(), ns.intervene(lm, dictionary.ablate(range(256))):
+        none = lm.module(ids).logits[0, -1, 20]
+    assert path.about["none"] == pytest.approx(float(none), abs=1e-4)
+
+
+def test_without_its_error_the_model_goes_on_with_the_reconstruction(lm):
+    dictionary = random_dictionary(192, 256, BLOCK)
+    ids = lm.preprocessor()(TEXT).tensor[:, :10]
+    found = attribute(lm, dictionary, ids, log_prob(20), keep_error=False)
+    splice = ns.Edit(BLOCK, lambda x: dictionary.reconstruct(x.flatten(0, 1)).view_as(x))
+    with torch.no_grad(), ns.intervene(lm, splice):
+        expected = lm.module(ids).logits[0, -1].log_softmax(-1)[20]
+    with torch.no_grad():
+        whole = lm.module(ids).logits[0, -1].log_softmax(-1)[20]
+    assert found.about["value"] == pytest.approx(float(expected), abs=1e-4)
+    assert found.about["error"] == 0
+    kept = attribute(lm, dictionary, ids, log_prob(20))
+    assert kept.about["value"] == float(whole)  # bit for bit
+    assert abs(float(whole - expected)) > 0.1
+
+
+def test_batches_and_padding_change_nothing(lm):
+    dictionary = random_dictionary(192, 256, BLOCK)
+    texts = [TEXT, "Return a copy", "The"]
+    alone = [attribute(lm, dictionary, text, log_prob(20)) for text in texts]
+    together = attribute(lm, dictionary, texts, log_prob(20), batch=3)
+    assert together.about["value"] == pytest.approx(sum(one.about["value"] for one in alone), abs=1e-4)
+    lines = pl.concat([one.tokens.with_columns(input_id=pl.lit(i, pl.UInt32)) for i, one in enumerate(alone)])
+    keys = ["input_id", "token", "latent"]
+    both = lines.join(together.tokens, on=keys, nulls_equal=True, suffix="_together")
+    assert both.height == lines.height == together.tokens.height
+    np.testing.assert_allclose(both["attribution"], both["attribution_together"], atol=1e-4)
+
+
+@pytest.mark.parametrize("site", ["visual.transformer.resblocks.1", "image_embed"])
+def test_a_clip_is_explained_by_its_cosine_to_a_text(clip, pictures, site):
+    dictionary = random_dictionary(128, 64, site)
+    metric = cosine_to("a man with eyeglasses")
+    path = attribute(clip, dictionary, pictures, metric, method="integrated", batch=2, steps=32)
+    pictured = clip.encode_image(pictures, normalize=True) @ clip.encode_text("a man with eyeglasses", True)[0]
+    assert path.about["value"] == pytest.approx(float(pictured.sum()), abs=1e-5)
+    assert abs(path.about["gap"]) < 1e-3
+    assert path.about["rows"] == (3 if site == "image_embed" else 3 * 65)
+    some = path.latents["latent"].to_list()[:3]
+    exact = attribute(clip, dictionary, pictures, metric, method="ablation", latents=some)
+    with torch.no_grad(), ns.intervene(clip, dictionary.ablate(some[0])):
+        without = clip.encode_image(pictures, normalize=True) @ clip.encode_text("a man with eyeglasses", True)[0]
+    effect = dict(exact.latents.select("latent", "attribution").iter_rows())
+    assert effect[some[0]] == pytest.approx(float((pictured - without).sum()), abs=1e-5)
+    assert exact.tokens.height == 0
+
+
+def test_the_gradient_is_the_slope_of_the_metric(clip, pictures):
+    dictionary = random_dictionary(128, 64, "image_embed")
+    found = attribute(clip, dictionary, pictures[0], cosine_to("a hat"))
+    latent, slope, z = found.latents.row(0)[:3]
+    values = []
+    for factor in (0.99, 1.01):
+        edited = dictionary.edit_rows(clip.encode_image(pictures[0]), scale={latent: factor})
+        values.append(float(F.normalize(edited, dim=-1) @ clip.encode_text("a hat", True)[0]))
+    assert (values[1] - values[0]) / 0.02 == pytest.approx(slope, rel=0.02)
+    assert z > 0
+
+
+def test_texts_of_a_clip_are_explained_without_their_padding(clip, pictures):
+    dictionary = random_dictionary(clip.site("transformer.resblocks.0", "text").width, 64, "transformer.resblocks.0")
+    found = attribute(clip, dictionary, ["a hat", "a man with eyeglasses"], cosine_to(pictures[0]))
+    kept = [int(clip.preprocessor("text")(text).keep.sum()) for text in ("a hat", "a man with eyeglasses")]
+    assert found.about["rows"] == sum(kept)
+    assert found.tokens.filter(pl.col("input_id") == 0)["token"].max() == kept[0] - 1
+    inner = attribute(clip, dictionary, ["a hat"], cosine_to(pictures[0]), tokens="patches")
+    assert inner.about["rows"] == kept[0] - 2  # without start and end mark
+
+
+def test_tokens_choose_cls_or_patches(clip, pictures):
+    dictionary = random_dictionary(128, 64, "visual.transformer.resblocks.2")
+    rows = {
+        which: attribute(clip, dictionary, pictures[:1], cosine_to("a hat"), tokens=which).about["rows"]
+        for which in ("all", "cls", "patches")
+    }
+    assert rows == {"all": 65, "cls": 1, "patches": 64}
+
+
+def test_only_planted_latents_matter_and_faithfulness_finds_them():
+    """The head reads along two of 16 orthonormal latents; every other latent is nothing to the metric."""
+    lm = linear_lm()
+    W = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(4))).Q
+    weights = {"W_enc": W.T.contiguous(), "b_enc": torch.zeros(16), "W_dec": W, "b_dec": torch.zeros(16)}
+    dictionary = ns.Dictionary(weights, budgets=None, site="stream")
+    lm.module.head.weight.data[3] = 2 * W[5] + W[9]
+    found = attribute(lm, dictionary, prompts(8), logit(3))
+    assert found.latents["latent"][:2].to_list() == [5, 9]
+    assert found.latents["attribution"][2:].abs().max() < 1e-5
+    curve = found.faithfulness([0, 2, 8, found.latents.height], orders=10)
+    assert curve.schema == FAITHFULNESS
+    own, random = (curve.filter(pl.col("order") == order)["recovered"].to_list() for order in ("attribution", "random"))
+    assert own == pytest.approx([0, 1, 1, 1], abs=1e-5)
+    assert random[1] < 0.5
+    assert random[2] < 0.9
+    assert random[0] == 0
+    assert random[3] == pytest.approx(1, abs=1e-6)
+    assert (curve["low"].drop_nulls() <= curve["high"].drop_nulls()).all()
+    again = found.faithfulness([0, 2, 8, found.latents.height], orders=10)
+    assert again.equals(curve)
+
+
+def test_faithfulness_by_order_beats_random_orders_on_the_shipped_model(lm):
+    dictionary = random_dictionary(192, 256, BLOCK)
+    found = attribute(lm, dictionary, TEXT, log_prob(20), method="integrated")
+    for fill in ("zero", "mean"):
+        curve = found.faithfulness([8, 16], orders=6, fill=fill)
+        own, random = (curve.filter(pl.col("order") == order) for order in ("attribution", "random"))
+        assert own["recovered"][1] > random["recovered"][1] + 0.1
+
+
+def test_mean_fill_puts_latents_at_their_mean():
+    lm, dictionary = linear_lm(), random_dictionary()
+    found = attribute(lm, dictionary, prompts(), logit(3))
+    x = lm.module.table(prompts()).detach().flatten(0, 1)
+    z = dictionary.encode(x)
+    at_mean = x + (z.mean(0) - z) @ dictionary.W_dec
+    last = torch.arange(3) * 6 + 5
+    nothing = float(lm.module.head(at_mean[last])[:, 3].sum().detach())
+    kept = found.latents["latent"][0]
+    z_kept = z.mean(0).expand_as(z).clone()
+    z_kept[:, kept] = z[:, kept]
+    one = float(lm.module.head((x + (z_kept - z) @ dictionary.W_dec)[last])[:, 3].sum().detach())
+    curve = found.faithfulness([1], fill="mean", orders=1)
+    expected = (one - nothing) / (found.about["value"] - nothing)
+    assert curve["recovered"][0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_model_is_left_as_it_was(lm):
+    before = {name: weight.requires_grad for name, weight in lm.module.named_parameters()}
+    dictionary = random_dictionary(192, 256, BLOCK)
+    with pytest.raises(ZeroDivisionError):
+        attribute(lm, dictionary, TEXT, lambda logits: 1 / 0)
+    attribute(lm, dictionary, TEXT, log_prob(20))
+    assert {name: weight.requires_grad for name, weight in lm.module.named_parameters()} == before
+    assert any(before.values())
+    assert all(weight.grad is None for weight in lm.module.parameters())
+    assert not any(module._forward_hooks for module in lm.module.modules())
+    with torch.no_grad():  # gradients are switched on where they are needed
+        assert attribute(lm, dictionary, TEXT, log_prob(20)).latents["attribution"].to_numpy().any()
+
+
+def test_half_precision_finds_what_full_precision_finds(lm):
+    dictionary = random_dictionary(192, 256, BLOCK)
+    half = load_lm(str(ns.models.demo.demo_lm_folder()), dtype="bf16")
+    full, rough = (attribute(model, dictionary, TEXT, log_prob(20)) for model in (lm, half))
+    both = full.latents.join(rough.latents, on="latent", suffix="_half")
+    assert np.corrcoef(both["attribution"], both["attribution_half"])[0, 1] > 0.98
+    assert rough.about["value"] == pytest.approx(full.about["value"], rel=0.02)
+
+
+def test_a_latent_that_is_never_active_gets_nothing_and_is_named():
+    dictionary = random_dictionary()
+    dictionary.b_enc[4] = -1e6
+    found = attribute(linear_lm(), dictionary, prompts(), logit(3), latents=[4, 1, 4])
+    assert sorted(found.latents["latent"]) == [1, 4]
+    assert found.latents.filter(pl.col("latent") == 4).row(0)[1:4] == (0.0, 0.0, 0)
+    assert "never active in these inputs: latent 4" in found.about["note"]
+    assert set(found.tokens["latent"].drop_nulls()) == {1}
+
+
+@pytest.mark.parametrize("method", ["gradient", "integrated", "ablation"])
+def test_a_constant_metric_owes_nothing_to_any_latent_and_says_so(method):
+    found = attribute(linear_lm(), random_dictionary(), prompts(), lambda logits: logits.sum() * 0 + 2.5, method=method)
+    assert not found.latents["attribution"].to_numpy().any()
+    assert not found.latents["attribution"].is_nan().any()
+    assert found.about["value"] == 7.5
+    assert "does not change with the rows" in found.about["note"]
+    assert "does not change with the rows" in repr(found)
+    with pytest.raises(ConfigError, match="nothing to recover"):
+        found.faithfulness()
+
+
+def test_a_dictionary_of_dead_latents_says_so():
+    dictionary = random_dictionary()
+    dictionary.b_enc -= 1e6
+    found = attribute(linear_lm(), dictionary, prompts(), logit(3))
+    assert found.latents.height == 0
+    assert found.about["note"] == "no latent is active in these inputs"
+    with pytest.raises(ConfigError, match="No latent is active"):
+        found.faithfulness()
+
+
+def test_what_does_not_lie_on_the_way_to_the_output_gets_zero(clip, pictures):
+    """Patches of the last block: the embedding is made of CLS alone."""
+    dictionary = random_dictionary(128, 64, "visual.transformer.resblocks.3")
+    found = attribute(clip, dictionary, pictures[:1], cosine_to("a hat"), tokens="patches")
+    assert not found.latents["attribution"].to_numpy().any()
+    assert "does not change" in found.about["note"]
+
+
+BAD = {
+    "unknown method": ({"method": "magic"}, ConfigError, "Use 'gradient', 'integrated' or 'ablation'"),
+    "unknown tokens": ({"tokens": "some"}, ConfigError, "Use 'all', 'cls' or 'patches'"),
+    "no steps": ({"steps": 0}, ConfigError, "at least 1 step"),
+    "no contexts": ({"batch": 0}, ConfigError, "at least one context"),
+    "unknown latent": ({"latents": [99]}, ConfigError, "0 … 31"),
+    "unknown site": ({"site": "strean"}, HookError, "Closest: stream"),
+    "another width": ({"site": "head"}, ShapeError, "has width 11; the dictionary takes 16"),
+    "no metric": ({"metric": 3}, ConfigError, "expected a function of the model's output"),
+    "many numbers": ({"metric": lambda logits: logits[-1]}, ShapeError, r"gave shape \(11,\); expected one number"),
+    "no number": ({"metric": lambda logits: "high"}, ShapeError, "gave a str; expected one number"),
+    "no gradient": ({"metric": lambda logits: logits[-1, 3].item()}, ConfigError, "No gradient comes back"),
+    "NaN": ({"metric": lambda logits: logits[-1, 3] * torch.nan}, NonFiniteError, "For input 0, your metric is nan"),
+    "NaN slope": ({"metric": lambda logits: (logits[-1, 3] * 0).sqrt()}, NonFiniteError, "gradient of your metric"),
+    "no such position": ({"metric": logit(3, position=9)}, ShapeError, "position=9: the prompt has 6 tokens"),
+    "no such token": ({"metric": logit(99)}, ConfigError, "expected logits"),
+    "token without tokenizer": ({"metric": logit("a")}, ConfigError, "Give the token's id"),
+    "cosine of a language model": ({"metric": cosine_to("a hat")}, ConfigError, "cosine_to needs a CLIP"),
+    "no ids": ({"inputs": torch.zeros(0, 4, dtype=torch.long)}, InputError, "hold nothing"),
+    "only padding": ({"inputs": torch.tensor([[-1, -1]])}, InputError, "only padding"),
+    "pixels": ({"inputs": torch.zeros(1, 3, 8, 8)}, ShapeError, "expected token ids"),
+    "no inputs": ({"inputs": []}, ConfigError, "No inputs"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_cannot_be_attributed_is_refused(what):
+    change, error, message = BAD[what]
+    given = {"inputs": prompts(), "metric": logit(3)} | change
+    with pytest.raises(error, match=message):
+        attribute(linear_lm(), random_dictionary(), given.pop("inputs"), given.pop("metric"), **given)
+
+
+def test_prompts_that_the_model_cannot_read_are_refused(lm):
+    dictionary = random_dictionary(192, 256, BLOCK)
+    with pytest.raises(InputError, match=r"has \d+ tokens; demo-lm sees 128 at once"):
+        attribute(lm, dictionary, "word " * 300, log_prob(20))
+    with pytest.raises(InputError, match="The prompt has 200 tokens; demo-lm sees 128"):
+        attribute(lm, dictionary, torch.zeros(1, 200, dtype=torch.long), log_prob(20))
+    with pytest.raises(InputError, match="outside the model's vocabulary"):
+        attribute(lm, dictionary, torch.tensor([[9_999]]), log_prob(20))
+    with pytest.raises(InputError, match="Input 1 is an empty text"):
+        attribute(lm, dictionary, [TEXT, ""], log_prob(20))
+    with pytest.raises(ConfigError, match=r"'Mississippi' is \d+ tokens for demo-lm"):
+        attribute(lm, dictionary, TEXT, log_prob("Mississippi"))
+
+
+def test_what_is_no_model_of_the_dictionary_is_refused(lm, clip, pictures):
+    with pytest.raises(ConfigError, match="expected one from load_lm"):
+        attribute(torch.nn.Linear(2, 2), random_dictionary(), TEXT, log_prob(20))
+    with pytest.raises(ConfigError, match="has no logits over tokens"):
+        attribute(clip, random_dictionary(128, 64, "image_embed"), pictures, log_prob(20))
+    with pytest.raises(InputError, match="this site takes images"):
+        attribute(clip, random_dictionary(128, 64, "image_embed"), ["a hat"], cosine_to("a hat"))
+    with pytest.raises(ShapeError, match=r"expected one embedding \(128,\)"):
+        attribute(clip, random_dictionary(128, 64, "image_embed"), pictures, cosine_to(torch.zeros(5)))
+    with pytest.raises(ConfigError, match="does not say which site"):
+        attribute(lm, random_dictionary(192, 64, None), TEXT, log_prob(20))
+    with pytest.raises(ConfigError, match="A transcoder reads"):
+        attribute(lm, random_dictionary(192, 64, BLOCK, target="gpt_neox.layers.3"), TEXT, log_prob(20))
+    with pytest.raises(ConfigError, match="latents are active in 1 inputs"):
+        attribute(lm, random_dictionary(192, 1024, BLOCK, budgets=None), TEXT, log_prob(20), method="ablation")
+
+
+def test_an_encoder_is_not_asked_for_the_next_token():
+    torch.manual_seed(0)
+    shape = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(**shape, intermediate_size=32, max_position_embeddings=16, pad_token_id=0)
+    bert = load_lm(transformers.BertForMaskedLM(config), name="tiny-bert")
+    dictionary = random_dictionary(site="bert.encoder.layer.0")
+    with pytest.raises(ConfigError, match="tiny-bert is an encoder"):
+        attribute(bert, dictionary, prompts(), log_prob(3))
+    own = attribute(bert, dictionary, prompts(), lambda logits: logits[0, 3])  # a mask's own answer can be explained
+    assert own.latents["attribution"].to_numpy().any()
+    bare = load_lm(transformers.BertModel(config), name="bare")
+    with pytest.raises(ConfigError, match="bare"):
+        attribute(bare, random_dictionary(site="encoder.layer.0"), prompts(), log_prob(3))
