@@ -32,7 +32,7 @@ FLOW_LATENTS = pl.Schema(
         "s_residual": pl.Float32,  # s(R): largest cosine with the residual site before; null: no such dictionary
         "s_attention": pl.Float32,  # s(A): with the attention output of the same block
         "s_mlp": pl.Float32,  # s(M): with the MLP output of the same block
-        "match_residual": pl.UInt32,  # the latent there
+        "match_residual": pl.UInt32,  # the latent there; null where no cosine is above 0
         "match_attention": pl.UInt32,
         "match_mlp": pl.UInt32,
         "p_residual": pl.Float64,
@@ -40,6 +40,7 @@ FLOW_LATENTS = pl.Schema(
         "p_mlp": pl.Float64,
         "carried_to": pl.UInt32,  # latent of the next residual site (or the embedding) that it matches best; null: none
         "carried": pl.Float32,  # its cosine
+        "p_carried": pl.Float64,  # chance that the best of as many random rows as that site has is at least so near
     }
 )
 
