@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from nb_sae.analysis.notes import Notes, checked_latent, checked_line, checked_notes
-from nb_sae.analysis.schema import CONTEXTS, EXAMPLES, INPUTS, LATENTS, PICTURES, QUALITY
+from nb_sae.analysis.schema import CONTEXTS, EXAMPLES, INPUTS, LATENTS, PICTURES, PROMOTED, QUALITY
 from nb_sae.atomic import fresh_folder, read_header, write_json
 from nb_sae.errors import ConfigError
 from nb_sae.tables import read_table
@@ -25,8 +25,9 @@ _TABLES = {
     "inputs": INPUTS,
     "pictures": PICTURES,
     "contexts": CONTEXTS,
+    "promoted": PROMOTED,
 }
-_OPTIONAL = ("pictures", "contexts")
+_OPTIONAL = ("pictures", "contexts", "promoted")
 _PLAIN = ("rows", "budgets", "widths", "modality", "model", "title")
 
 
@@ -40,6 +41,8 @@ class Analysis:
     inputs: pl.DataFrame
     pictures: pl.DataFrame | None
     contexts: pl.DataFrame | None
+    promoted: pl.DataFrame | None = None
+    """Tokens that each latent promotes and suppresses by its weights; None where a site has no unembedding."""
     site: Site
     rows: int
     """Rows that were read."""

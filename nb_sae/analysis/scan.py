@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from nb_sae.analysis.bundle import Analysis
+from nb_sae.analysis.lens import promoted_where_known
 from nb_sae.analysis.maps import example_frame
 from nb_sae.analysis.part import PartialAnalysis, check_parts, check_same, description, empty_of
 from nb_sae.analysis.pictures import contexts_frame, pictures_frame
@@ -35,6 +36,7 @@ def analyze(
     per_interval: int = 2,
     seed: int = 0,
     thumbnail: int | None = 112,
+    promoted: int = 10,
     title: str | None = None,
     progress: bool = True,
 ) -> Analysis:
@@ -48,11 +50,13 @@ def analyze(
         store: Rows of the site it was trained on. A transcoder takes `ns.pair(x, y)`: its latents are described on x,
             its quality is that of y.
         inputs: The images or texts behind the rows; without them there are numbers but no pictures.
-        model: Needed to show texts: its tokenizer cuts them as it did when they were collected.
+        model: Needed to show texts: its tokenizer cuts them as it did when they were collected. A language model with
+            an unembedding also gives the tokens that each latent promotes and suppresses (`logit_lens`).
         top: Strongest contexts kept per latent, each with its strongest token; exact.
         per_interval: Rows sampled per latent from each of ten equal-width intervals of activation; uniform, seeded.
         seed: Of the sample.
         thumbnail: Longest side of the pictures, pixels; None: no pictures.
+        promoted: Tokens per latent, side and sign in the table `promoted`; 0: no such table.
         title: Shown above the dashboard.
 
     Raises:
@@ -64,7 +68,9 @@ def analyze(
     part = analyze_part(
         dictionary, store, part=(0, 1), top=top, per_interval=per_interval, seed=seed, progress=progress
     )  # fmt: skip
-    return merge_analyses([part], dictionary, store, inputs, model=model, thumbnail=thumbnail, title=title)
+    return merge_analyses(
+        [part], dictionary, store, inputs, model=model, thumbnail=thumbnail, promoted=promoted, title=title
+    )
 
 
 def analyze_part(
@@ -127,6 +133,7 @@ def merge_analyses(
     *,
     model: HookedModel | None = None,
     thumbnail: int | None = 112,
+    promoted: int = 10,
     title: str | None = None,
 ) -> Analysis:
     """The tables of a whole store from all of its parts, in any order. Reads only the contexts of the examples again.
@@ -138,6 +145,7 @@ def merge_analyses(
         inputs: See `analyze`.
         model: See `analyze`.
         thumbnail: See `analyze`.
+        promoted: See `analyze`.
         title: See `analyze`.
 
     Raises:
@@ -168,6 +176,7 @@ def merge_analyses(
         inputs=store.inputs.filter(pl.col("input_id").is_in(used.implode())).select(INPUTS.names()).cast(INPUTS),
         pictures=pictures,
         contexts=contexts,
+        promoted=promoted_where_known(model, dictionary, store.site.name, top=promoted),
         site=store.site,
         rows=len(store),
         budgets=kept.rule.budgets,

@@ -87,7 +87,9 @@ PROMOTED = pl.Schema(
         "sign": pl.Enum(["promoted", "suppressed"]),
         "rank": pl.UInt8,  # 0-based
         "token_id": pl.UInt32,
-        "token": pl.String,
+        "token": pl.String,  # null without a tokenizer
         "logit": pl.Float32,  # per unit of activation, about the mean over the vocabulary
+        "z": pl.Float32,  # the logit in standard deviations of this latent's logits over the vocabulary
+        "p": pl.Float64,  # chance that the best token of a random direction has as large a |z|
     }
 )

@@ -78,3 +78,29 @@ IDENTIFIABILITY = pl.Schema(
         "rows": pl.UInt64,
     }
 )
+
+NEURONS = pl.Schema(
+    {
+        "layer": pl.Int16,
+        "neuron": pl.UInt32,
+        # "write": what the neuron adds to the residual stream; "read": the row by which it reads the stream
+        "side": pl.Enum(["write", "read"]),
+        "sign": pl.Enum(["promoted", "suppressed"]),
+        "rank": pl.UInt8,  # 0-based
+        "token_id": pl.UInt32,
+        "token": pl.String,  # null without a tokenizer
+        "logit": pl.Float32,  # per unit of the neuron, about the mean over the vocabulary
+        "z": pl.Float32,  # the logit in standard deviations of this neuron's logits over the vocabulary
+        "p": pl.Float64,  # chance that the best token of a random direction has as large a |z|
+    }
+)
+
+NEURON_AGREEMENT = pl.Schema(
+    {
+        "layer": pl.Int16,
+        "side": pl.Enum(["write", "read"]),
+        "neurons": pl.UInt64,
+        "same": pl.Float64,  # share of neurons with the same most promoted token in both models
+        "null": pl.Float64,  # the same if neurons of one model were paired with those of the other by chance
+    }
+)
