@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 import torch
-from flow_fakes import flow_of, plain_dictionary, store_of
+from flow_planted import flow_of, plain_dictionary, store_of
 
 from nb_sae.errors import ConfigError, StoreError
 from nb_sae.flow.groups import activation_groups

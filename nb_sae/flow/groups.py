@@ -210,15 +210,16 @@ def _targets(
 def _tests(flow: Flow, frame: pl.DataFrame, chosen: Mapping[str, Mapping[SourceLane, str]]) -> pl.DataFrame:
     """Of each site and lane: are latents that mostly come with the predecessor nearer to it than the others?"""
     lines = []
-    for site, lane in [(site, lane) for site, of in chosen.items() for lane in of]:
-        with_lane = [group for group, code in _CODES.items() if code & _BITS[lane]]
-        own = frame.filter((pl.col("site") == site) & pl.col("group").cast(pl.String).is_in(with_lane))
-        share = own.group_by("latent").agg(pl.col("share").sum(), pl.col("share").is_not_null().any().alias("active"))
-        scored = share.filter("active").join(flow.latents.filter(pl.col("site") == site), on="latent")
-        scored = scored.filter(pl.col(f"s_{lane}").is_not_null())
-        mostly = (scored["share"] > 0.5).to_numpy()
-        found = rank_biserial(dense_ranks(scored[f"s_{lane}"].to_numpy()), mostly)
-        lines.append((site, f"s_{lane}", int(mostly.sum()), int((~mostly).sum()), found.effect, found.p))
+    for site, of in chosen.items():
+        own, scores = (one.filter(pl.col("site") == site) for one in (frame, flow.latents))
+        for lane in of:
+            with_lane = [group for group, code in _CODES.items() if code & _BITS[lane]]
+            groups = own.filter(pl.col("group").cast(pl.String).is_in(with_lane)).drop_nulls("share")
+            scored = groups.group_by("latent").agg(pl.col("share").sum()).join(scores, on="latent")
+            scored = scored.drop_nulls(f"s_{lane}")
+            mostly = (scored["share"] > 0.5).to_numpy()
+            found = rank_biserial(dense_ranks(scored[f"s_{lane}"].to_numpy()), mostly)
+            lines.append((site, f"s_{lane}", int(mostly.sum()), int((~mostly).sum()), found.effect, found.p))
     q = benjamini_hochberg(np.array([line[-1] for line in lines]))
     frame = pl.DataFrame(
         [(*line, value) for line, value in zip(lines, q, strict=True)], schema=GROUP_TESTS, orient="row"
