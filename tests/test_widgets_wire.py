@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from widget_fakes import HOSTILE, LONE_SURROGATE, built, fake_analysis
+from widget_fakes import HOSTILE, LONE_SURROGATE, built, fake_analysis, fake_read
 
 from nb_sae.analysis import schema
 from nb_sae.errors import WidgetError
@@ -92,14 +92,20 @@ def saved_dashboard(kind: str) -> dict:
         frame = {"input_id": range(6), "width": [64] * 6, "height": [48] * 6, "webp": [b"RIFF", b"RI"] * 3}
         analysis = replace(analysis, pictures=pl.DataFrame(frame, schema=schema.PICTURES))
     names = {0: HOSTILE[0], 1: "glasses", 4: HOSTILE[2]}
-    dashboard = FeatureDashboard(analysis, saved=[0, 1, 2, 3, 4, 11], names=names)
+    read = fake_read if kind == "text" else None
+    dashboard = FeatureDashboard(analysis, saved=[0, 1, 2, 3, 4, 11], names=names, read=read)
     asked, buffers = dashboard._answer({"id": 1, "kind": "card", "latent": 7})
+    reading = {}
+    if kind == "text":
+        content, answer = dashboard._answer({"id": 1, "kind": "read", "latent": 1, "text": "any"})
+        reading = {"read": {"content": content, "buffers": [base64.b64encode(one).decode() for one in answer]}}
     state = {name: getattr(dashboard, name) for name in STATE}
     encode = {name: base64.b64encode(value).decode() for name, value in state.items() if isinstance(value, bytes)}
     return {
         "state": {**state, **encode, "twin": "twin-1"},
         "binary": list(encode),
         "asked": {"content": asked, "buffers": [base64.b64encode(one).decode() for one in buffers]},
+        **reading,
     }
 
 

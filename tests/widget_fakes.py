@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -49,6 +50,7 @@ class FakeAnalysis:
     budgets: tuple[int, ...] = (4, 8, 16, 32)
     widths: tuple[int, ...] = ()
     title: str = "fake"
+    promoted: pl.DataFrame | None = None
     extra: dict[str, object] = field(default_factory=dict)
 
 
@@ -120,7 +122,8 @@ def fake_analysis(
     if modality == "text":
         tokens = [[words[i] for i in rng.integers(0, len(words), site.positions)] for _ in range(inputs)]
         frame = {"input_id": range(inputs), "start": [0] * inputs, "tokens": tokens}
-        analysis = replace(analysis, contexts=pl.DataFrame(frame, schema=schema.CONTEXTS))
+        contexts = pl.DataFrame(frame, schema=schema.CONTEXTS)
+        analysis = replace(analysis, contexts=contexts, promoted=_promoted(rng, d_sae, words))
     elif pictures:
         frame = {
             "input_id": range(inputs), "width": [64] * inputs, "height": [64] * inputs,
@@ -144,6 +147,18 @@ def _latents(rng: np.random.Generator, d_sae: int, rows: int) -> pl.DataFrame:
         "level": np.arange(d_sae) % 4, "dead": active == 0, "histogram": histograms, "histogram_max": top,
     }  # fmt: skip
     return pl.DataFrame(frame, schema=schema.LATENTS)
+
+
+def _promoted(rng: np.random.Generator, d_sae: int, words: Sequence[str], top: int = 10) -> pl.DataFrame:
+    lines = []
+    for latent in range(d_sae):
+        for side, sign in (("write", 1), ("write", -1), ("read", 1), ("read", -1)):
+            for rank, logit in enumerate(np.sort(rng.gamma(2.0, 0.2, top))[::-1]):
+                token = int(rng.integers(len(words)))
+                name = "promoted" if sign > 0 else "suppressed"
+                p = float(np.exp(-6 * logit))
+                lines.append((latent, side, name, rank, token, words[token], sign * logit, sign * 5 * logit, p))
+    return pl.DataFrame(lines, schema=schema.PROMOTED, orient="row")
 
 
 def _examples(rng: np.random.Generator, analysis: FakeAnalysis, inputs: int, top: int, interval: int) -> pl.DataFrame:
@@ -181,10 +196,32 @@ def _example(rng, site: Site, latent: int, kind: str, step: int, rank: int, inpu
     return latent, kind, step, rank, input_id, peak, act, 0, acts.tolist(), places.tolist()
 
 
+@dataclass(frozen=True)
+class FakeReading:
+    """What `ns.reader` gives, with planted numbers."""
+
+    tokens: tuple[str, ...]
+    activations: np.ndarray
+    strongest: pl.DataFrame
+    next_token: np.ndarray | None
+
+
+def fake_read(text: str, latents: Sequence[int]) -> FakeReading:
+    """Five tokens, a hostile one among them: latent n is active on token n modulo 5, with 1 + n / 10."""
+    tokens = (*[" " + word for word in (*text.split(), "a", "b", "c", "d")][:4], HOSTILE[0])
+    acts = np.zeros((5, len(latents)), np.float32)
+    for place, latent in enumerate(latents):
+        acts[latent % 5, place] = 1 + latent / 10
+    effect = np.where(acts > 0, 0.25, 0.0).astype(np.float32)
+    effect[-1] = np.nan
+    strongest = pl.DataFrame({"latent": [4, 1], "act": [1.4, 1.1], "token": [4, 1]})
+    return FakeReading(tokens, acts, strongest, effect)
+
+
 @pytest.fixture
 def built(tmp_path_factory, monkeypatch) -> None:
     """The scripts themselves are tested in a browser; where they are not built, any text will do."""
-    names = [f"{stem}.{kind}" for stem in ("feature", "concept", "bias") for kind in ("js", "css")]
+    names = [f"{stem}.{kind}" for stem in ("feature", "concept", "bias", "attribution") for kind in ("js", "css")]
     if not all((base.STATIC / name).exists() for name in names):
         static = tmp_path_factory.mktemp("static")
         for name in names:

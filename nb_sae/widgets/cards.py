@@ -15,6 +15,8 @@ import polars as pl
 from nb_sae.widgets import wire
 
 INTERVALS = 10
+PROMOTED = 10
+_TOKEN_CHARS = 48
 NOT_A_PATCH = -1
 """`at` of an example whose row is no patch (CLS, a pooled embedding) or whose context is not stored."""
 
@@ -31,6 +33,8 @@ class Limits:
     """For all cards together, pictures included; None: no limit."""
     window: tuple[int, int] | None = None
     """Tokens kept before and after the peak of a text; None: the whole context."""
+    promoted: int = PROMOTED
+    """Promoted and suppressed tokens of each side; fewer where a sixth of `max_bytes` does not hold them."""
 
 
 @dataclass
@@ -59,7 +63,8 @@ def cut_cards(analysis: Any, latents: Sequence[int], limits: Limits) -> Cards:
     scale = np.maximum(
         stats["max"].to_numpy(), _largest(examples["card"].to_numpy(), examples["act"].to_numpy(), len(latents))
     )
-    cut = _Cut(analysis, examples, scale, limits)
+    promoted, spent = _promoted(analysis, chosen, limits)
+    cut = _Cut(analysis, examples, scale, limits, spent=spent)
     kept = cut.run()
     cards = stats.select(
         "latent",
@@ -71,7 +76,42 @@ def cut_cards(analysis: Any, latents: Sequence[int], limits: Limits) -> Cards:
     tables = {"cards": cards, "examples": kept, "inputs": cut.inputs()}
     if analysis.modality == "text":
         tables["contexts"] = cut.contexts()
+    if promoted is not None:
+        tables["promoted"] = promoted
     return Cards(tables, cut.thumbs, examples.height - kept.height)
+
+
+def _promoted(analysis: Any, chosen: pl.DataFrame, limits: Limits) -> tuple[pl.DataFrame | None, int]:
+    """Promoted and suppressed tokens of the chosen latents with their bytes; None for an analysis without a lens."""
+    frame = getattr(analysis, "promoted", None)
+    if frame is None:
+        return None, 0
+    clean = pl.col("token").map_elements(lambda token: _shortened(wire.clean_text(token)), return_dtype=pl.String)
+    lines = (
+        frame.filter(pl.col("latent").is_in(chosen["latent"].implode()) & (pl.col("rank") < limits.promoted))
+        .join(chosen, on="latent")
+        .select(
+            pl.col("card").cast(pl.UInt16),
+            (pl.col("side").cast(pl.String) == "read").alias("reads"),
+            (pl.col("sign").cast(pl.String) == "suppressed").alias("suppressed"),
+            "rank",
+            clean.fill_null(pl.format("<id {}>", "token_id")).alias("token"),
+            "token_id",
+            "logit",
+            pl.col("p").cast(pl.Float32),
+        )
+        .sort("card", "reads", "suppressed", "rank")
+    )
+    for ranks in range(limits.promoted, 0, -1):
+        kept = lines.filter(pl.col("rank") < ranks)
+        size = len(wire.pack({"promoted": kept})[1])
+        if limits.max_bytes is None or size <= limits.max_bytes // 6:
+            return kept, size
+    return lines.head(0), 0
+
+
+def _shortened(token: str) -> str:
+    return token if len(token) <= _TOKEN_CHARS else f"{token[:_TOKEN_CHARS]}…"
 
 
 def _ranked(examples: pl.DataFrame, chosen: pl.DataFrame, limits: Limits) -> pl.DataFrame:
@@ -113,6 +153,8 @@ class _Cut:
     examples: pl.DataFrame
     scale: np.ndarray
     limits: Limits
+    spent: int = 0
+    """Bytes of `max_bytes` that are taken already."""
     thumbs: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -123,7 +165,7 @@ class _Cut:
         self._contexts = self._read_contexts(ids)
         self._input_rows: dict[int, dict[str, Any]] = {}
         self._context_rows: dict[tuple[int, int, int, int], dict[str, Any]] = {}
-        self._bytes = 0
+        self._bytes = self.spent
 
     def run(self) -> pl.DataFrame:
         """The examples that fit, one line each, as the browser reads them."""

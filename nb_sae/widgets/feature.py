@@ -1,6 +1,7 @@
 """The feature dashboard: every latent in a list, and the card of the chosen one.
 
 dashboard = ns.FeatureDashboard(analysis)
+dashboard = ns.FeatureDashboard(analysis, read=ns.reader(lm, dictionary))   # a text of your own, read by the kernel
 dashboard.latent = 417        # or choose it in the browser and read it here
 analysis.note(417, label="glasses", rating=5)   # or on the card; both show it at once
 """
@@ -8,9 +9,10 @@ analysis.note(417, label="glasses", rating=5)   # or on the card; both show it a
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import polars as pl
 import traitlets
 
@@ -22,8 +24,44 @@ from nb_sae.widgets.cards import Limits, choose_saved, cut_cards
 SAVED_CARDS = 64
 SAVED_BYTES = 900_000
 """What the cards of a saved view may hold; with the script and the list of latents it stays below 1 MB."""
+READ_CHARS = 100_000
+"""A longer text of the user is refused before it reaches a tokenizer."""
+READ_STRONGEST = 24
+"""Strongest latents on a text of the user that an answer names."""
 _SAVED_WINDOW = (40, 16)
 _LIST_COLUMNS = ("latent", "density", "active_rows", "mean", "max", "level", "dead")
+
+
+class Reading(Protocol):
+    """What the model does with a text of the user: see `nb_sae.analysis.reading.Reading`."""
+
+    @property
+    def tokens(self) -> Sequence[str]:
+        """One string per position."""
+        ...
+
+    @property
+    def activations(self) -> Any:
+        """`(token, latent)`, of the latents that were asked for."""
+        ...
+
+    @property
+    def strongest(self) -> pl.DataFrame:
+        """`latent, act, token`: the latents with the largest activation on the text, strongest first."""
+        ...
+
+    @property
+    def next_token(self) -> Any:
+        """`(token, latent)`: what the latent does to the log-probability of the next token; None: not known."""
+        ...
+
+
+class Reader(Protocol):
+    """Reads a text with the model; handed in, so that dashboards know tables only: `ns.reader(lm, dictionary)`."""
+
+    def __call__(self, text: str, latents: Sequence[int]) -> Reading:
+        """Raises an `NbSaeError` with the reason for a text that cannot be read."""
+        ...
 
 
 class LatentNumber(traitlets.TraitType):
@@ -56,9 +94,10 @@ class FeatureDashboard(Dashboard):
         names: Names to show, `{latent: name}` or a frame with the columns `latent` and `name`. A label of the user
             (`analysis.note`, or typed on the card) is shown in place of a name.
         examples: Top examples of a card; each of the ten intervals shows a quarter of it.
+        read: What reads a text of the user, `ns.reader(lm, dictionary)`; None: the card of a text has no field for it.
 
     Raises:
-        WidgetError: The analysis, a latent or a name is not what is expected, or the scripts are not built.
+        WidgetError: The analysis, a latent, a reader or a name is not what is expected, or the scripts are not built.
     """
 
     _dashboard = "feature"
@@ -83,11 +122,15 @@ class FeatureDashboard(Dashboard):
         saved: Iterable[int] | int | None = None,
         names: Mapping[int, str] | pl.DataFrame | None = None,
         examples: int = 16,
+        read: Reader | None = None,
     ) -> None:
         _check_analysis(analysis)
+        if read is not None and not callable(read):
+            raise WidgetError(f"read is a {type(read).__name__}, which reads no text. Give ns.reader(lm, dictionary).")
         if not isinstance(examples, int) or not 1 <= examples <= 256:
             raise WidgetError(f"examples={examples!r} is not between 1 and 256, the top examples that a card can show.")
         self.analysis = analysis
+        self.read = read
         self.d_sae = int(analysis.d_sae)
         self.names = _read_names(names, self.d_sae)
         self._limits = Limits(top=examples, interval=max(1, examples // 4))
@@ -141,6 +184,7 @@ class FeatureDashboard(Dashboard):
             "widths": [int(width) for width in analysis.widths],
             "rule": rule,
             "dropped": cards.dropped,
+            "reads": self.read is not None,
         }
         return {
             "about": about, "latents_header": latents_header, "latents": latents, "saved_header": saved_header,
@@ -151,11 +195,39 @@ class FeatureDashboard(Dashboard):
         if kind == "note" and self.notes is not None:
             self.analysis.note(*(request.get(name) for name in ("latent", "label", "rating", "comment")))
             return {}, []
-        if kind != "card":
+        if kind not in ("card", "read"):
             return super()._respond(kind, request)
         latent = LatentNumber().validate(self, request.get("latent"))
+        if kind == "read":
+            header, block = wire.pack(self._read_text(request.get("text"), latent))
+            return {"header": header}, [block]
         header, block, thumbs_header, thumbs = cut_cards(self.analysis, [latent], self._limits).pack()
         return {"header": header, "thumbs_header": thumbs_header}, [block, thumbs]
+
+    def _read_text(self, text: Any, latent: int) -> dict[str, pl.DataFrame]:
+        """The tokens of a text of the user with the activation of one latent, and the strongest latents on it."""
+        if self.read is None:
+            raise WidgetError("This dashboard has nothing to read with. Give read=ns.reader(lm, dictionary).")
+        if not isinstance(text, str) or not text.strip():
+            raise WidgetError("The text is empty. Type at least one word.")
+        if len(text) > READ_CHARS:
+            raise WidgetError(
+                f"The text has {len(text):,} characters; at most {READ_CHARS:,} are read. Give a shorter passage."
+            )
+        found = self.read(text, [latent])
+        tokens = [wire.clean_text(token) for token in found.tokens]
+        acts = np.asarray(found.activations, np.float32)
+        if acts.shape != (len(tokens), 1):
+            raise WidgetError(
+                f"read gave activations of shape {acts.shape} for {len(tokens)} tokens and 1 latent; expected "
+                f"({len(tokens)}, 1). Use ns.reader(lm, dictionary)."
+            )
+        effect = np.full(len(tokens), np.nan) if found.next_token is None else np.asarray(found.next_token)[:, 0]
+        frame = {"token": tokens, "act": acts[:, 0], "effect": effect.astype(np.float32)}
+        strongest = found.strongest.head(READ_STRONGEST).select(
+            pl.col("latent").cast(pl.UInt32), pl.col("act").cast(pl.Float32), pl.col("token").cast(pl.UInt32)
+        )
+        return {"tokens": pl.DataFrame(frame), "strongest": strongest}
 
     def _show_notes(self) -> None:
         self.notes = _read_notes(self.analysis)

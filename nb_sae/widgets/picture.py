@@ -23,6 +23,10 @@ SCALE = 2
 MAX_BYTES = 150_000
 PICTURES = 8
 PASSAGES = 6
+TOKENS = 5
+"""Promoted and suppressed tokens of each side."""
+CHANCE = 0.05
+"""Tokens with a larger p get no colour: a random direction has as good ones."""
 _MARGIN = 20
 _TILE = 100
 _OPACITY = 0.7
@@ -40,12 +44,15 @@ _CIVIDIS = np.array([
 
 def draw_feature(analysis: Any, latent: int, name: str | None = None) -> bytes:
     """PNG of one latent's card, below 150 kB: facts, histogram and strongest examples."""
-    cards = cut_cards(analysis, [latent], Limits(top=PICTURES, interval=0, window=(14, 10)))
+    cards = cut_cards(analysis, [latent], Limits(top=PICTURES, interval=0, window=(14, 10), promoted=TOKENS))
     facts = analysis.latents.row(by_predicate=pl.col("latent") == latent, named=True)
     is_text = analysis.modality == "text"
     examples = cards.tables["examples"].head(PASSAGES if is_text else PICTURES)
     body = (len(examples) * 27 if is_text else _TILE + 22) if examples.height else 26
-    canvas = Canvas(WIDTH, 214 + body + 34)
+    promoted = cards.tables.get("promoted", pl.DataFrame()).head(4 * TOKENS)
+    below = 214 + body + 8
+    lens = 26 + 17 * (TOKENS + 1) if promoted.height else 0
+    canvas = Canvas(WIDTH, below + lens + 26)
     _draw_facts(canvas, analysis, facts, name)
     _draw_histogram(canvas, facts, top=112, height=62)
     canvas.text((_MARGIN, 198), "Strongest examples", size=12, bold=True)
@@ -56,6 +63,8 @@ def draw_feature(analysis: Any, latent: int, name: str | None = None) -> bytes:
         _draw_texts(canvas, cards.tables, examples, top=222)
     else:
         _draw_pictures(canvas, analysis, cards.tables, cards.thumbs, examples, top=222)
+    if lens:
+        _draw_promoted(canvas, promoted, top=below)
     canvas.text(
         (_MARGIN, canvas.height - 24),
         "Static picture. The live dashboard needs a browser with scripts.",
@@ -263,6 +272,35 @@ def _draw_texts(canvas: Canvas, tables: dict[str, pl.DataFrame], examples: pl.Da
         tokens = tables["contexts"]["tokens"][row["context"]].to_list()
         values = dict(zip(row["map_at"], row["map"], strict=True))
         _draw_tokens(canvas, tokens, values, row["at"], largest, (_MARGIN + 56, y), WIDTH - 2 * _MARGIN - 196)
+
+
+_LISTS = (
+    (False, False, "Writes for"),
+    (False, True, "Writes against"),
+    (True, False, "Reads"),
+    (True, True, "Reads against"),
+)
+FOR, AGAINST = (141, 184, 255), (255, 176, 31)
+"""Blue for, orange against; 0 is the paper."""
+
+
+def _draw_promoted(canvas: Canvas, promoted: pl.DataFrame, *, top: float) -> None:
+    used = canvas.text((_MARGIN, top), "Promoted and suppressed tokens", size=12, bold=True)
+    said = f"logits per unit of activation; writes: decoder row, reads: encoder column; coloured: p ≤ {CHANCE}"
+    canvas.text((_MARGIN + used + 14, top + 1.5), said, size=10, fill=_DIM)
+    width = (WIDTH - 2 * _MARGIN) / 4
+    for place, (reads, suppressed, title) in enumerate(_LISTS):
+        x = _MARGIN + place * width
+        side = promoted.filter(pl.col("reads") == reads)
+        largest = float(side["logit"].abs().max() or 1)  # pyright: ignore[reportArgumentType]
+        canvas.text((x, top + 22), title, size=10, fill=_DIM)
+        for row in side.filter(pl.col("suppressed") == suppressed).iter_rows(named=True):
+            y, room = top + 38 + 17 * row["rank"], width - 24
+            share = abs(row["logit"]) / largest
+            if row["p"] <= CHANCE:
+                canvas.box((x, y - 1, x + room * share, y + 14), AGAINST if suppressed else FOR)
+            number = canvas.text((x + room - 3, y), sig3(row["logit"]), size=10, end=True)
+            canvas.text((x + 4, y), row["token"], size=10.5, width=room - number - 14)
 
 
 def _draw_tokens(

@@ -10,7 +10,7 @@ import { cardPanel } from "./panels/card";
 import { keysPanel } from "./panels/help";
 import { latentsPanel } from "./panels/latents";
 import type { Panel, Source, View } from "./panels/shared";
-import { type About, type Card, CardSet, Latents } from "./panels/tables";
+import { type About, type Card, CardSet, Latents, readingOf } from "./panels/tables";
 
 /** Cards from the kernel that are kept: going back is free, and memory stays bounded. */
 const KEPT_CARDS = 24;
@@ -124,6 +124,10 @@ function source(model: AnyModel, rpc: Rpc, life: Life): Source {
     // Empty takes a part away; nothing would leave it as it was.
     note: async (latent, { label, rating, comment }) => {
       await rpc.request("note", { latent, label: label ?? "", rating: rating ?? 0, comment: comment ?? "" });
+    },
+    read: async (latent, text) => {
+      const { content, buffers } = await rpc.request("read", { latent, text });
+      return readingOf(content.header, buffers[0]);
     },
   };
 }

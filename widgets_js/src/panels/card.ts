@@ -6,6 +6,8 @@ import { count, percent, sig3, visible } from "../core/format";
 import { examplesPanel } from "./examples";
 import { histogramPanel } from "./histogram";
 import { notePanel } from "./note";
+import { promotedPanel } from "./promoted";
+import { readPanel } from "./read";
 import type { Panel, Readout } from "./shared";
 import type { About, Card } from "./tables";
 
@@ -16,9 +18,10 @@ export function cardPanel(root: HTMLElement, panel: Panel): () => void {
   const { state, source, latents } = panel;
   const head = h("header", { class: "nbs-title" });
   const note = h("section", { class: "nbs-section" });
+  const own = h("section", { class: "nbs-section" });
   const body = h("div", { class: "nbs-body" });
   const foot = h("footer", { class: "nbs-readout", role: "status", "aria-live": "polite" });
-  const scroller = h("div", { class: "nbs-scroll" }, head, note, body);
+  const scroller = h("div", { class: "nbs-scroll" }, head, note, own, body);
   root.append(scroller, foot);
   const readout: Readout = (parts) => {
     const [first = "", ...rest] = parts;
@@ -31,6 +34,7 @@ export function cardPanel(root: HTMLElement, panel: Panel): () => void {
     clear();
     body.replaceChildren();
     const stops = [histogramPanel(section(body, "Activations"), card, readout)];
+    promotedPanel(body, card, readout);
     stops.push(examplesPanel(body, panel, card, readout));
     clear = () => {
       for (const stop of stops) stop();
@@ -76,6 +80,7 @@ export function cardPanel(root: HTMLElement, panel: Panel): () => void {
   };
 
   const stopNote = notePanel(note, panel);
+  const stopRead = readPanel(own, panel, readout);
   const stopNotes = state.on(["notes"], () => drawHead(head, panel, state.get("latent")));
   const stopLatent = state.on(["latent"], () => {
     scroller.scrollTop = 0;
@@ -96,6 +101,7 @@ export function cardPanel(root: HTMLElement, panel: Panel): () => void {
     stopKernel();
     stopNotes();
     stopNote();
+    stopRead();
     clear();
   };
 }

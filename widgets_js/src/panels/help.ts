@@ -3,6 +3,7 @@
 import { isTyping } from "../core/a11y";
 import { h } from "../core/dom";
 import { openNote } from "./note";
+import { openOwn } from "./read";
 import type { Panel } from "./shared";
 
 const KEYS: [string, string][] = [
@@ -13,6 +14,7 @@ const KEYS: [string, string][] = [
   ["hold h", "pictures without the heat map"],
   ["t", "strongest, all strengths"],
   ["n", "label, rate or comment"],
+  ["o", "your own text"],
   ["?", "show or hide this"],
 ];
 
@@ -40,6 +42,7 @@ export function keysPanel(root: HTMLElement, panel: Panel): () => void {
       "?": () => toggle(),
       h: () => state.set("held", true),
       n: () => openNote(root),
+      o: () => openOwn(root),
       t: () => state.set("examples", state.get("examples") === "top" ? "intervals" : "top"),
     };
     const action = actions[event.key];

@@ -14,7 +14,7 @@ const RIGHT = 8;
 export function histogramPanel(root: HTMLElement, card: Card, readout: Readout): () => void {
   const bins = [...card.histogram];
   const holder = h("div", { class: "nbs-histogram" });
-  holder.style.height = `${HEIGHT}px`;
+  holder.style.cssText = `height:${HEIGHT}px;margin-top:4px;max-width:760px`;
   root.append(holder, numbers(card, bins));
   const draw = () => holder.replaceChildren(picture(card, bins, holder.clientWidth || 520, readout));
   draw();
@@ -62,6 +62,7 @@ function picture(card: Card, bins: number[], width: number, readout: Readout): S
       width: Math.max(1, step - 1),
       y: y(value),
       height: TOP + inner.h - y(value),
+      opacity: 0.8,
     });
     // The whole column answers to the pointer: bars of one row are too thin to hit.
     const hit = s("rect", { class: "nbs-hit", x: LEFT + bin * step, width: step, y: TOP, height: inner.h });

@@ -97,6 +97,7 @@ function under(
 
 function heat(panel: Panel, example: Example, grid: [number, number], repaints: (() => void)[]): HTMLCanvasElement {
   const canvas = h("canvas", { class: "nbs-heat", role: "img", "aria-label": "heat map of the patches" });
+  canvas.style.cssText = "image-rendering:pixelated;opacity:var(--heat);transition:opacity .12s";
   repaints.push(() => {
     const largest = Math.max(1, ...example.map);
     const stretch = panel.state.get("scale") === "example" ? 255 / largest : 1;
@@ -113,6 +114,8 @@ function heat(panel: Panel, example: Example, grid: [number, number], repaints: 
 /** A thin frame around the patch of the peak: colour alone should not carry it. */
 function peak(at: number, [rows, columns]: [number, number]): HTMLElement {
   const frame = h("i", { class: "nbs-peak" });
+  frame.style.cssText =
+    "position:absolute;opacity:min(1,var(--heat) * 9);border:1.5px solid #fff;box-shadow:0 0 0 1px #000a";
   frame.style.left = `${((at % columns) / columns) * 100}%`;
   frame.style.top = `${(Math.floor(at / columns) / rows) * 100}%`;
   frame.style.width = `${100 / columns}%`;

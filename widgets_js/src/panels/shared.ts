@@ -2,7 +2,7 @@
 
 import type { Kernel } from "../core/rpc";
 import type { State } from "../core/state";
-import type { About, Card, Latents, Note } from "./tables";
+import type { About, Card, Latents, Note, Reading } from "./tables";
 
 export type SortKey = "latent" | "name" | "level" | "density" | "max";
 
@@ -39,6 +39,8 @@ export interface Source {
   asked(latent: number): Card | undefined;
   /** Keep what the user says. Rejects with an error to show. */
   note(latent: number, note: Note): Promise<void>;
+  /** A text of the user as the model sees it. Rejects with an error to show. */
+  read(latent: number, text: string): Promise<Reading>;
 }
 
 export interface Panel {

@@ -15,6 +15,8 @@ export interface About {
   budgets: number[];
   widths: number[];
   rule: string;
+  /** Whether a running kernel can read a text of the user. */
+  reads?: boolean;
 }
 
 /** What the user says about a latent. */
@@ -90,6 +92,30 @@ export interface Example {
   /** Text: which shown token each value of `map` belongs to. */
   map_at: Numbers;
   context?: { start: number; number: number; before: boolean; after: boolean; tokens: string[] };
+  /** Text: what the latent does at each shown token to the log-probability of the next one, where it was measured. */
+  effect?: Numbers;
+}
+
+/** A token that the latent writes for or reads: see `PROMOTED` of the analysis. */
+export interface Promoted {
+  /** Decoder row ("write") or encoder column ("read") against the unembedding. */
+  side: "write" | "read";
+  suppressed: boolean;
+  token: string;
+  token_id: number;
+  /** Per unit of activation, about the mean over the vocabulary, for a last row of spread 1. */
+  logit: number;
+  /** Chance that a random direction has as good a best token. */
+  p: number;
+}
+
+/** A text of the user: its tokens with the activation of one latent, and the strongest latents on it. */
+export interface Reading {
+  tokens: string[];
+  act: Numbers;
+  /** Log-probability of the token that follows, minus that without the latent; NaN where it is not known. */
+  effect: Numbers;
+  strongest: { latent: number; act: number; token: number }[];
 }
 
 export interface Card {
@@ -99,6 +125,8 @@ export interface Card {
   /** Upper end of the colours of this card. */
   scale: number;
   examples: Example[];
+  /** Strongest first within each side and sign; empty for an analysis without a lens. */
+  promoted: Promoted[];
   /** Some examples, or parts of texts, were left out of the saved view. */
   partial: boolean;
 }
@@ -135,6 +163,7 @@ export class CardSet {
       histogram_max: value(cards, "histogram_max", row),
       scale: value(cards, "scale", row),
       examples,
+      promoted: this.#promoted(row),
       partial: examples.length < offered || examples.some(({ context }) => context?.before || context?.after),
     };
   }
@@ -175,6 +204,24 @@ export class CardSet {
     return found;
   }
 
+  #promoted(card: number): Promoted[] {
+    const table = this.#tables.promoted;
+    const found: Promoted[] = [];
+    if (!table) return found;
+    const owner = table.numbers("card");
+    for (let row = lowerBound(owner, card); row < table.rows && owner[row] === card; row += 1) {
+      found.push({
+        side: value(table, "reads", row) ? "read" : "write",
+        suppressed: value(table, "suppressed", row) > 0,
+        token: String(table.json("token")[row] ?? ""),
+        token_id: value(table, "token_id", row),
+        logit: value(table, "logit", row),
+        p: value(table, "p", row),
+      });
+    }
+    return found;
+  }
+
   #context(row: number): Example["context"] {
     const table = this.#tables.contexts;
     if (!table || row < 0) return undefined;
@@ -186,6 +233,22 @@ export class CardSet {
       tokens: table.json("tokens")[row] as string[],
     };
   }
+}
+
+/** The answer to a text of the user. */
+export function readingOf(header: unknown, bytes: unknown): Reading {
+  const { tokens, strongest } = unpack(header, bytes);
+  if (!tokens || !strongest) throw new Error("The kernel's answer holds no tokens. Run the cell again.");
+  return {
+    tokens: tokens.json("token") as string[],
+    act: tokens.numbers("act"),
+    effect: tokens.numbers("effect"),
+    strongest: Array.from({ length: strongest.rows }, (_, row) => ({
+      latent: value(strongest, "latent", row),
+      act: value(strongest, "act", row),
+      token: value(strongest, "token", row),
+    })),
+  };
 }
 
 function value(table: Table, column: string, row: number): number {

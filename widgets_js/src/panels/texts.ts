@@ -57,7 +57,7 @@ function passage(panel: Panel, card: Card, example: Example, readout: Readout, s
   const [from, to] = folded(context.tokens.length, example.at);
   draw(from, to);
   shades.push(() => shade(line, panel, card, example));
-  attend(line, panel, example, values, readout);
+  attend(line, panel, card, example, values, readout);
   return box;
 }
 
@@ -107,10 +107,22 @@ function shade(line: HTMLElement, panel: Panel, card: Card, example: Example): v
   }
 }
 
+/** What the latent does to the token that follows: as measured, else what its write side says of it. */
+function onNext({ promoted }: Card, { context, effect }: Example, at: number, act: number): string | undefined {
+  const next = context?.tokens[at + 1];
+  if (next === undefined || act <= 0) return undefined;
+  const signed = (value: number) => `${value > 0 ? "+" : ""}${sig3(value)}`;
+  const measured = effect?.[at] ?? Number.NaN;
+  if (!Number.isNaN(measured)) return `log p of the next token “${visible(next)}” ${signed(measured)}`;
+  const known = promoted.find(({ side, token }) => side === "write" && token === next);
+  return known && `next token “${visible(next)}” is ${known.suppressed ? "suppressed" : "promoted"}`;
+}
+
 /** Values of tokens under the pointer, and under a cursor that the arrow keys move. */
 function attend(
   line: HTMLElement,
   panel: Panel,
+  card: Card,
   example: Example,
   values: Map<number, number>,
   readout: Readout,
@@ -121,7 +133,10 @@ function attend(
     const at = Number(element.dataset.at);
     const position = context.number * panel.about.positions + context.start + at;
     const shown = visible(context.tokens[at] ?? "");
-    readout([`activation ${sig3(values.get(at) ?? 0)}`, `“${shown}”`, `token ${position}`, visible(example.key)]);
+    const value = values.get(at) ?? 0;
+    const next = onNext(card, example, at, value);
+    const said = [`activation ${sig3(value)}`, `“${shown}”`, `token ${position}`];
+    readout([...said, ...(next ? [next] : []), visible(example.key)]);
   };
   const move = (element: HTMLElement | null) => {
     cursor?.setAttribute("aria-selected", "false");
