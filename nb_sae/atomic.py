@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,20 @@ def read_header(path: Path, expected: str, version: int) -> dict[str, Any]:
     if header.get("version", 0) > version:
         raise FormatError(f"{path} has version {header['version']}; this nb_sae reads up to {version}. Update nb_sae.")
     return header
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """One name of a file or folder for each of some names, as like it as file names allow; no two alike."""
+    found: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        base = re.sub(r"[^A-Za-z0-9._-]", "_", name).strip(".") or "site"
+        own, again = base, 2
+        while own.casefold() in taken:
+            own, again = f"{base}-{again}", again + 1
+        taken.add(own.casefold())
+        found.append(own)
+    return found
 
 
 def _sync_folder(folder: Path) -> None:

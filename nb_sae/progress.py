@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,15 @@ UPDATES_PER_SECOND = 4
 
 
 @contextmanager
-def progress(total: int | None, unit: str, label: str, *, enabled: bool = True, initial: int = 0) -> Iterator[Progress]:
+def progress(
+    total: int | None,
+    unit: str,
+    label: str,
+    *,
+    enabled: bool = True,
+    initial: int = 0,
+    below: Callable[[], str] | None = None,
+) -> Iterator[Progress]:
     """Count `unit`s of a step named `label`; the last line stays, with the time and the rate.
 
     Args:
@@ -23,11 +31,12 @@ def progress(total: int | None, unit: str, label: str, *, enabled: bool = True, 
         label: What is done.
         enabled: False counts and shows nothing.
         initial: Units that an earlier run had done; they do not count for the rate.
+        below: Gives HTML that a notebook shows below the line, drawn again with it; text in it is escaped already.
 
     Yields:
         A `Progress`; call its `update(n)` after every n units.
     """
-    bar = Progress(total, unit, label, initial=initial, sink=_sink() if enabled else None)
+    bar = Progress(total, unit, label, initial=initial, sink=_sink() if enabled else None, below=below)
     try:
         yield bar
     except BaseException:
@@ -39,12 +48,22 @@ def progress(total: int | None, unit: str, label: str, *, enabled: bool = True, 
 class Progress:
     """A counter with a display. Made by `progress`."""
 
-    def __init__(self, total: int | None, unit: str, label: str, *, initial: int = 0, sink: Any = None) -> None:
+    def __init__(
+        self,
+        total: int | None,
+        unit: str,
+        label: str,
+        *,
+        initial: int = 0,
+        sink: Any = None,
+        below: Callable[[], str] | None = None,
+    ) -> None:
         self.total = total
         self.unit = unit
         self.label = label
         self.initial = initial
         self.done = initial
+        self.below = below or str
         self._start = time.perf_counter()
         self._shown_at = float("-inf")
         self._sink = sink
@@ -59,7 +78,7 @@ class Progress:
     def close(self, *, stopped_early: bool) -> None:
         """Leave the last line."""
         if self._sink is not None:
-            self._sink.finish(self._last_line(stopped_early))
+            self._sink.finish(self._last_line(stopped_early), self.below())
             self._sink = None
 
     @property
@@ -118,15 +137,15 @@ class _Notebook:
 
     def show(self, bar: Progress) -> None:
         meter = f'<progress value="{bar.done}" max="{bar.total}"></progress> ' if bar.total else ""
-        self._put(bar.line(), meter)
+        self._put(bar.line(), meter, bar.below())
 
-    def finish(self, line: str) -> None:
-        self._put(line, "")
+    def finish(self, line: str, below: str) -> None:
+        self._put(line, "", below)
 
-    def _put(self, line: str, meter: str) -> None:
+    def _put(self, line: str, meter: str, below: str) -> None:
         line = line.encode("utf-8", "replace").decode("utf-8")
         style = "font-variant-numeric: tabular-nums"
-        bundle = {"text/plain": line, "text/html": f'<div style="{style}">{meter}{html.escape(line)}</div>'}
+        bundle = {"text/plain": line, "text/html": f'<div style="{style}">{meter}{html.escape(line)}</div>{below}'}
         if self._handle is None:
             self._handle = self._display(bundle, raw=True, display_id=True)
         else:
@@ -151,7 +170,7 @@ class _Terminal:
             )  # fmt: skip
         self._bar.update(bar.done - self._bar.n)
 
-    def finish(self, line: str) -> None:
+    def finish(self, line: str, below: str) -> None:
         if self._bar is not None:
             self._bar.close()
         print(line.encode("utf-8", "replace").decode("utf-8"), file=sys.stderr, flush=True)

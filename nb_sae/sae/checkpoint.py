@@ -76,6 +76,16 @@ def read(folder: Path) -> Saved:
             header = newer  # a writer took the older one away meanwhile
 
 
+def read_log(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Header and log of what `write` wrote, without the tensors. Raises as `read`."""
+    header = read_header(folder / HEADER, FORMAT, VERSION)
+    file = folder / str(header.get("folder")) / LOG
+    try:
+        return header, pl.read_parquet(file).to_dicts() if file.exists() else []
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise FormatError(f"The log in {folder} cannot be read ({error}). Copy the whole folder again.") from error
+
+
 def _contents(folder: Path, header: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     place = folder / str(header.get("folder"))
     for name, size in header.get("files", {}).items():

@@ -132,6 +132,11 @@ class Running:
         )
 
     @property
+    def latest(self) -> dict[str, Any]:
+        """The last line of the log; empty before the first."""
+        return dict(self._book.records[-1]) if self._book.records else {}
+
+    @property
     def rows_seen(self) -> int:
         """Rows trained on so far, repeats counted."""
         return self.step * self._batch_rows
@@ -180,14 +185,22 @@ class Running:
             if self.save_to is not None:
                 self._write(self.save_to)
 
-    def batches(self) -> Iterator[tuple[Position, Any]]:
-        """Where a session stands after a batch, and the batch, from here on, pass after pass."""
-        if self.source is None:
+    def go_on(self) -> None:
+        """Begin a turn: the clock goes on from where it stood, other sessions trained in between."""
+        self._clock = time.perf_counter() - self.seconds
+
+    def batches(self, source: Any = None) -> Iterator[tuple[Position, Any]]:
+        """Where a session stands after a batch, and the batch, from here on, pass after pass.
+
+        `source`: what gives the rows of several sessions at once, in place of this session's own.
+        """
+        source = source or self.source
+        if source is None:
             raise ConfigError("This session has no rows.")
         epoch, done = self._position
         share = {} if self.group.world == 1 else {"share": self.group.share}
         while True:
-            for batch in self.source.batches(
+            for batch in source.batches(
                 self._batch_rows, seed=self.train.seed, epoch=epoch, skip=done, device=self.device, **share
             ):
                 done += 1

@@ -5,13 +5,13 @@ The work itself is `pipeline`'s.
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
+from nb_sae.atomic import file_names
 from nb_sae.errors import ConfigError, InputError, PathExistsError, StoreError
 from nb_sae.machine import readable_bytes
 from nb_sae.store import files
@@ -145,16 +145,7 @@ def collect_sites(
 
 def site_folders(path: Path, names: Sequence[str]) -> list[Path]:
     """One folder per site below `path`, named after the site as far as file names allow."""
-    folders: list[Path] = []
-    taken: set[str] = set()
-    for name in names:
-        base = re.sub(r"[^A-Za-z0-9._-]", "_", name).strip(".") or "site"
-        folder, again = base, 2
-        while folder.casefold() in taken:
-            folder, again = f"{base}-{again}", again + 1
-        taken.add(folder.casefold())
-        folders.append(path / folder)
-    return folders
+    return [path / name for name in file_names(names)]
 
 
 def rows_per_input(prepared: Sequence[Prepared], site: Site, options: CollectOptions) -> float:

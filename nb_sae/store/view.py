@@ -17,7 +17,14 @@ from nb_sae.errors import ConfigError, StoreError, closest
 from nb_sae.machine import readable_bytes
 from nb_sae.store.files import check_content, read_table, statistics_of
 from nb_sae.store.manifest import INPUTS_TABLE, ROWS_TABLE
-from nb_sae.store.order import ShuffledOrder, iterate_batches, open_resident, open_streamed, order_of_epoch
+from nb_sae.store.order import (
+    BUFFER_BYTES,
+    ShuffledOrder,
+    iterate_batches,
+    open_resident,
+    open_streamed,
+    order_of_epoch,
+)
 from nb_sae.store.reading import RowReader, Selection, check_batch_rows, check_fits, check_share, resident_budget
 from nb_sae.types import HookedModel, Modality, RowStatistics, Site
 
@@ -329,6 +336,17 @@ class StoredRows:
             wrong = int(numbers[(numbers < -len(self)) | (numbers >= len(self))][0])
             raise IndexError(f"Row {wrong} is outside the store, which has rows 0 … {len(self) - 1}.")
         return np.where(numbers < 0, numbers + len(self), numbers)
+
+    def held_bytes(self, device: torch.device) -> int:
+        """Bytes that `batches` takes there: of all rows where they are kept, else of the buffers being shuffled."""
+        if self._reader.in_memory and not self._view and device.type == "cpu":
+            return 0
+        budget = self.resident_bytes if self.resident_bytes is not None else resident_budget(device)
+        return self.nbytes if self.nbytes <= budget else min(2 * BUFFER_BYTES, self.nbytes)
+
+    def release(self) -> None:
+        """Let go of the copy of the rows that `batches` keeps on a device; it is made again when it is needed."""
+        self._resident = None
 
     def _is_resident(self, device: torch.device) -> bool:
         return self._resident is not None and self._resident.device == device

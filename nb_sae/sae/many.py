@@ -1,0 +1,397 @@
+"""One dictionary for each of many sites, trained in one go: in turns, within a byte budget, stopped and continued.
+
+Where the rows of several sites come out of one forward pass (`ActivationStream.of_sites`), the pass runs once for all.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from nb_sae.atomic import file_names
+from nb_sae.errors import ConfigError, NbSaeError, NotEnoughMemoryError, StoreError, closest
+from nb_sae.machine import choose_device, free_bytes, readable_bytes
+from nb_sae.progress import Progress
+from nb_sae.progress import progress as progress_bar
+from nb_sae.sae.config import SAEConfig
+from nb_sae.sae.dictionary import Dictionary
+from nb_sae.sae.grid import grid, grid_html, grid_text
+from nb_sae.sae.interrupt import deferred_interrupt
+from nb_sae.sae.site_training import OnSiteLog, SiteTraining
+from nb_sae.sae.training import TrainConfig
+from nb_sae.types import ActivationSource
+
+MEMORY_SHARE = 0.8
+"""Of what is free on the device, where no `memory_bytes` is given."""
+TURN_SECONDS = 0.2
+"""How long one site trains before the next has its turn. On a GPU a turn is one step, so that all work at once."""
+UNNAMED = "rows"
+"""What `ActivationStore.from_tensor` calls a site that was not named."""
+
+
+def train_all(
+    stores: Mapping[str, ActivationSource] | Sequence[ActivationSource],
+    config: SAEConfig | Mapping[str, SAEConfig] | None = None,
+    train: TrainConfig | None = None,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    memory_bytes: int | None = None,
+    device: torch.device | str | None = None,
+    save_every_rows: int | None = None,
+    on_log: OnSiteLog | None = None,
+    progress: bool = True,
+) -> Trainings:
+    """Train one dictionary per site; each ends as if it had been trained alone, bit for bit (CPU, same threads).
+
+    The sites take turns, so that all can be looked at while they train. An interrupt is the stop button: it ends the
+    step under way and keeps everything; `run()` on the result goes on. With `path` every training is saved, ten times
+    and at its end, and calling `train_all` again with the same arguments goes on with what was begun, also after a
+    kill, and skips what is done.
+
+    As many train at once as `memory_bytes` holds by the estimate of `MemoryBudget`, rows that are kept on the device
+    included; the others wait. While some wait, a training that is done is put away: its dictionary and log stay, its
+    moments go. On a GPU those that train at once have a CUDA stream each. Sites of `ActivationStream.of_sites` share
+    one forward pass per batch. Stores on disk share nothing: the rows of each site are files of their own.
+
+    A site that fails (its loss is not a number any more, its rows are damaged) drops out with a warning, the others go
+    on; `frame` says what happened, and its session stands where `Session.run` would have left it.
+
+    Args:
+        stores: Site → rows, as `ActivationStore.collect(…, site=[…])` gives them; or a list of stores.
+        config: The autoencoder, or one for each site. None: `SAEConfig.msae()`.
+        train: How long and how fast, for all.
+        path: Folder with one saved session per site.
+        memory_bytes: What may be taken on the device at once. None: 80 % of what is free.
+        device: None: a CUDA GPU, else Apple's MPS, else the CPU.
+        save_every_rows: How often each is saved, with `path`; None: ten times per plan.
+        on_log: Called with each line of each log, with `site` in it. What it raises comes out of here.
+        progress: Show one bar and the grid of all sites.
+
+    Raises:
+        ConfigError: no stores, a store given twice, a configuration for a site that is not there, or settings that do
+            not fit the rows or what is saved; says which site.
+        StoreError: rows that cannot be trained on, that come from another site than they are given for, or that are
+            not those the saved training saw.
+        NotEnoughMemoryError: one site alone needs more than `memory_bytes`.
+    """
+    named = _named(stores)
+    configs = _configs(named, config)
+    folders: dict[str, Path] = {}
+    if path is not None:
+        folders = {site: Path(path) / name for site, name in zip(named, file_names(list(named)), strict=True)}
+    elif save_every_rows is not None:
+        raise ConfigError(f"save_every_rows={save_every_rows} needs path=.")
+    place = choose_device(device)
+    sites = []
+    for site, source in named.items():
+        try:
+            sites.append(
+                SiteTraining(
+                    site, source, configs[site], train or TrainConfig(), device=place, folder=folders.get(site),
+                    save_every_rows=save_every_rows, on_log=on_log,
+                )
+            )  # fmt: skip
+        except (ConfigError, StoreError) as error:
+            raise type(error)(f"{site!r}: {error}") from error
+    trainings = Trainings(sites, memory_bytes)
+    return trainings.run(progress=progress)
+
+
+class Trainings(Mapping[str, SiteTraining]):
+    """The trainings of many sites, by site. Made by `train_all`."""
+
+    def __init__(self, sites: Sequence[SiteTraining], memory_bytes: int | None) -> None:
+        self._sites = {one.site: one for one in sites}
+        self.memory_bytes = memory_bytes
+        self.stopped_early = False
+        """Whether an interrupt ended the last run."""
+
+    def __getitem__(self, site: str) -> SiteTraining:
+        if site not in self._sites:
+            raise KeyError(f"{site!r} is none of the sites. {closest(site, self._sites)}")
+        return self._sites[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    @property
+    def dictionaries(self) -> dict[str, Dictionary]:
+        """Site → dictionary as it is now, of every site whose training has begun and not failed."""
+        return {site: one.dictionary for site, one in self._sites.items() if one.state not in ("waiting", "failed")}
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """One line per site: state, step, rows, FVU and L0 of the last logged batch, dead latents, rows per second."""
+        return grid(self._sites.values())
+
+    @property
+    def log(self) -> pl.DataFrame:
+        """The logs of all sites, one below the other, with `site` first."""
+        logs = [one.log.select(pl.lit(site).alias("site"), pl.all()) for site, one in self.items() if one.latest]
+        return pl.concat(logs, how="diagonal_relaxed") if logs else pl.DataFrame(schema={"site": pl.String})
+
+    @property
+    def finished(self) -> bool:
+        """Whether every site is done."""
+        return all(one.state == "done" for one in self._sites.values())
+
+    @property
+    def failed(self) -> dict[str, NbSaeError]:
+        """What ended the sites that failed."""
+        return {site: one.error for site, one in self._sites.items() if one.error is not None}
+
+    def run(self, *, progress: bool = True) -> Trainings:
+        """Train to the planned end what is not done yet; can be called again after an interrupt.
+
+        Raises:
+            NotEnoughMemoryError: one site alone needs more than `memory_bytes`.
+        """
+        todo = [one for one in self._sites.values() if not one.finished]
+        # What was stopped holds memory already, so it is first.
+        todo.sort(key=lambda one: one.session is None)
+        self.stopped_early = False
+        if todo:
+            _Run(self, todo).to_the_end(progress)
+        for site, error in self.failed.items():
+            warnings.warn(f"The training of {site!r} ended early: {error}", stacklevel=2)
+        return self
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write every training that has begun into a folder of its own, which `train_all(…, path=)` goes on from.
+
+        Raises:
+            PathExistsError: there are other sessions and `overwrite` is False.
+            ConfigError: a training was put away without having been saved.
+        """
+        for one, name in zip(self._sites.values(), file_names(list(self._sites)), strict=True):
+            one.save(Path(path) / name, overwrite=overwrite)
+        return Path(path)
+
+    def __repr__(self) -> str:
+        return grid_text(self._sites.values())
+
+    def _repr_html_(self) -> str:
+        return grid_html(self._sites.values())
+
+
+class _Run:
+    """One run over many sites: who trains, who waits."""
+
+    def __init__(self, trainings: Trainings, todo: list[SiteTraining]) -> None:
+        self.trainings, self.waiting = trainings, todo
+        self.device = todo[0].device
+        self.limit = _limit(trainings.memory_bytes, self.device)
+        self.lanes: list[_Lane] = []
+        for one in todo:
+            if self.limit is not None and one.needed_bytes() > self.limit:
+                raise NotEnoughMemoryError(
+                    f"{one.site!r}: {one.memory}, {readable_bytes(one.needed_bytes())} with its rows; memory_bytes="
+                    f"{self.limit:,} holds {readable_bytes(self.limit)}. {one.memory.advice(self.limit)}"
+                )
+
+    def to_the_end(self, show: bool) -> None:
+        """Train until all are done, or an interrupt comes."""
+        todo = list(self.waiting)
+        rows = [(one.train.steps * (one.train.batch_rows or 0), one.rows_seen) for one in todo]
+        label = f"train {len(todo)} dictionar{'y' if len(todo) == 1 else 'ies'}"
+        before = sum(seen for _, seen in rows)
+        with (
+            progress_bar(
+                sum(total for total, _ in rows), "rows", label, enabled=show, initial=before,
+                below=lambda: grid_html(self.trainings.values()),
+            ) as bar,
+            deferred_interrupt() as interrupted,
+        ):  # fmt: skip
+            try:
+                self._rounds(bar, interrupted)
+            except BaseException as error:
+                # A second interrupt may have come in the middle of a step; an error belongs to one site alone.
+                for lane in self.lanes:
+                    lane.end(None if isinstance(error, Exception) else error)
+                raise
+            self.trainings.stopped_early = interrupted() and not all(one.finished for one in todo)
+            for lane in self.lanes:
+                lane.end()
+
+    def _rounds(self, bar: Progress, interrupted: Any) -> None:
+        while (self.waiting or self.lanes) and not interrupted():
+            self._admit(interrupted)
+            for lane in list(self.lanes):
+                lane.turn(bar, interrupted)
+                if not lane.members:
+                    self.lanes.remove(lane)
+                    lane.end()
+                    self._make_room(lane)
+                if interrupted():
+                    return
+
+    def _admit(self, interrupted: Any) -> None:
+        """Open as many of those that wait as there is room for; those that share a stream of rows together."""
+        opened: list[SiteTraining] = []
+        try:
+            while self.waiting and not interrupted():
+                one = self.waiting[0]
+                held = sum(other.held_bytes() for other in self.trainings.values() if other is not one)
+                full = self.limit is not None and held + one.needed_bytes() > self.limit
+                if full and (self.lanes or opened):
+                    break
+                self.waiting.pop(0)
+                try:
+                    one.open()
+                except NbSaeError as error:
+                    one.close(error)
+                else:
+                    opened.append(one)
+        finally:  # what is open is closed by the lane it is in
+            shared: dict[Any, list[SiteTraining]] = {}
+            for one in opened:
+                joint = getattr(one.source, "joint", None)
+                alike = (id(joint), one.train.batch_rows, one.train.seed, one.step) if joint is not None else one.site
+                shared.setdefault(alike, []).append(one)
+            self.lanes += [_Lane(members, self.device) for members in shared.values()]
+
+    def _make_room(self, lane: _Lane) -> None:
+        """Put away what is done where others wait for its place."""
+        if not self.waiting:
+            return
+        for one in lane.all:
+            one.put_away()
+
+
+class _Lane:
+    """One training, or several on one stream of rows, with what they need on the device to run beside others."""
+
+    def __init__(self, members: list[SiteTraining], device: torch.device) -> None:
+        self.all, self.members = tuple(members), members
+        self._stream: Any = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+        self._device = device
+        session = members[0].session
+        joint = getattr(members[0].source, "joint", None)
+        self._joint = len(members) > 1 or joint is not None
+        self._batches = session.batches(joint) if session is not None else iter(())
+
+    def turn(self, bar: Progress, interrupted: Any) -> None:
+        """Some steps of every member; those that come to their end drop out."""
+        start = time.perf_counter()
+        while self.members:
+            with self._on_stream():
+                self._step(bar)
+            if self._stream is not None or interrupted() or time.perf_counter() - start > TURN_SECONDS:
+                return
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Close what still trains here, and wait on the device for it."""
+        for one in list(self.members):
+            self._close(one, error)
+        getattr(self._batches, "close", bool)()
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def _step(self, bar: Progress) -> None:
+        try:
+            place, batch = next(self._batches)
+        except Exception as error:
+            for one in list(self.members):
+                self._close(one, error)
+            return
+        for one in list(self.members):
+            try:
+                one.take_step(one.source.part_of(batch) if self._joint else batch, place)  # pyright: ignore
+            except Exception as error:
+                self._close(one, error)
+            else:
+                bar.update(one.train.batch_rows or 0)
+                if one.finished:
+                    self._close(one)
+
+    def _close(self, one: SiteTraining, error: BaseException | None = None) -> None:
+        self.members.remove(one)
+        try:
+            one.close(error)
+        except BaseException as raised:
+            if raised is not error or isinstance(error, Exception):
+                raise
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+def _limit(memory_bytes: int | None, device: torch.device) -> int | None:
+    if memory_bytes is not None:
+        if memory_bytes < 1:
+            raise ConfigError(f"memory_bytes={memory_bytes} holds nothing. Leave it out for {MEMORY_SHARE:.0%}.")
+        return memory_bytes
+    free = free_bytes(device)
+    return None if free is None else int(MEMORY_SHARE * free)
+
+
+def _named(stores: Mapping[str, ActivationSource] | Sequence[ActivationSource]) -> dict[str, ActivationSource]:
+    """Site → rows, after a look at what was given."""
+    if isinstance(stores, Mapping):
+        named = dict(stores)
+    elif isinstance(stores, Sequence) and not isinstance(stores, str):
+        named = {}
+        for one in stores:
+            name = _site_of(one, "the list")
+            if name in named:
+                raise ConfigError(
+                    f"Two of the stores are of site {name!r}. Give each site once, or name them: "
+                    "train_all({name: store, …})."
+                )
+            named[name] = one
+    else:
+        raise ConfigError(f"Got a {type(stores).__name__}; expected {{site: store}} or a list of stores.")
+    if not named:
+        raise ConfigError("No stores were given. Give at least one: train_all({site: store}, config).")
+    given: dict[int, str] = {}
+    for site, source in named.items():
+        own = _site_of(source, repr(site))
+        if id(source) in given:
+            raise ConfigError(f"One store is given for {given[id(source)]!r} and for {site!r}. Give each store once.")
+        given[id(source)] = site
+        if own not in (site, UNNAMED):
+            hint = f"Another store is given for {own!r}. " if own in named else ""
+            raise StoreError(f"The rows given for {site!r} come from site {own!r}. {hint}Give each store for its site.")
+    return named
+
+
+def _site_of(source: Any, where: str) -> str:
+    site = getattr(getattr(source, "site", None), "name", None)
+    if site is None or not callable(getattr(source, "batches", None)):
+        raise ConfigError(f"{where} holds a {type(source).__name__}; expected an ActivationStore, or a stream of rows.")
+    return str(site)
+
+
+def _configs(
+    named: Mapping[str, ActivationSource], config: SAEConfig | Mapping[str, SAEConfig] | None
+) -> dict[str, SAEConfig]:
+    if config is None or isinstance(config, SAEConfig):
+        return dict.fromkeys(named, config or SAEConfig.msae())
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"config is a {type(config).__name__}; expected an SAEConfig, or one for each site.")
+    for site in config:
+        if site not in named:
+            raise ConfigError(
+                f"A configuration is given for {site!r}, which is none of the sites. {closest(site, named)}"
+                f"The sites are {', '.join(named)}."
+            )
+    missing = [site for site in named if site not in config]
+    if missing:
+        raise ConfigError(
+            f"No configuration is given for {', '.join(map(repr, missing))}. Give one for every site, or one for all."
+        )
+    return dict(config)
