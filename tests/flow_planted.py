@@ -61,14 +61,19 @@ def flow_of(
     return PlantedFlow(list(sizes), *frames)
 
 
-def plain_dictionary(directions: Tensor, site: str | None = None, **about: Any) -> ns.Dictionary:
-    """Reads and writes along the rows of `directions`; every positive latent is active."""
+def plain_dictionary(
+    directions: Tensor, site: str | None = None, *, threshold: float | None = None, **about: Any
+) -> ns.Dictionary:
+    """Reads and writes along the rows of `directions`; every latent above the threshold (of 0) is active."""
     weights = {
         "W_enc": directions.T.float().contiguous(),
         "b_enc": torch.zeros(len(directions)),
         "W_dec": directions.float(),
         "b_dec": torch.zeros(directions.shape[1]),
     }
+    if threshold is not None:
+        weights["threshold"] = torch.full((len(directions),), threshold)
+        about["sparsity"] = "jump_relu"
     return ns.Dictionary(weights, site=site, **about)
 
 

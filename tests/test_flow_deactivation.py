@@ -1,0 +1,219 @@
+"""Deactivation in a linear residual model, where a predecessor's share of a latent is known."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+import torch
+from flow_planted import flow_of, plain_dictionary
+from linear_toy import HALF, WIDTH, LinearResidual, linear_lm, rotated, token_ids
+
+import nb_sae as ns
+from nb_sae.errors import ConfigError, HookError
+from nb_sae.flow.deactivation import deactivate, scaling
+from nb_sae.flow.schema import DEACTIVATION
+
+SITES = ("layers.0", "layers.1")
+
+
+def world(basis: torch.Tensor | None = None, **about):
+    """Latent j of the second site comes from j (translated) or, from 12 on, from j − 12 (written by W)."""
+    # Along no axis, what is not there is no exact 0.
+    threshold = None if basis is None else 1e-3
+    basis = torch.eye(WIDTH) if basis is None else basis
+    dictionaries = {site: plain_dictionary(basis, site, threshold=threshold) for site in SITES}
+    before = [[j % HALF, (j + 5) % HALF + HALF] for j in range(WIDTH)]
+    flow = flow_of(dict.fromkeys(SITES, WIDTH), {"layers.1": {"residual": ("layers.0", before)}})
+    return flow, dictionaries, linear_lm(basis, **about)
+
+
+def run(flow, dictionaries, model, **given):
+    given = {"site": "layers.1", "progress": False, "controls": 0, "loss": False, **given}
+    return deactivate(flow, dictionaries, model, token_ids(), **given)
+
+
+def test_a_latent_without_its_only_predecessor_is_gone_exactly():
+    done = run(*world(), latents=range(WIDTH), controls=2)
+    assert done.frame.schema == DEACTIVATION
+    own = done.frame.filter(pl.col("how") == "top1")
+    assert own["latent"].to_list() == list(range(WIDTH))
+    assert own["change"].to_list() == [1.0] * WIDTH
+    assert own["success"].to_list() == [1.0] * WIDTH
+    assert own["source_latent"].to_list() == [j % HALF for j in range(WIDTH)]
+    controls = done.frame.filter(pl.col("how") == "control")
+    assert controls.height == 2 * WIDTH
+    assert controls["change"].to_list() == [0.0] * controls.height, "what is unrelated changes nothing"
+    assert controls["success"].max() == 0
+
+
+def test_features_along_no_axis_show_the_same_within_rounding():
+    done = run(*world(rotated()), latents=range(WIDTH), controls=2)
+    own, controls = (done.frame.filter(pl.col("how") == how) for how in ("top1", "control"))
+    assert float((own["change"] - 1).abs().max()) < 1e-4
+    assert own["success"].to_list() == [1.0] * WIDTH
+    assert float(controls["change"].abs().max()) < 0.02
+
+
+def test_rows_are_those_on_which_both_are_active():
+    flow, dictionaries, model = world()
+    given = token_ids()
+    rows = model.capture_rows(given, list(SITES))
+    before, after = (dictionaries[site].encode(rows[site].flatten(0, 1)) > 0 for site in SITES)
+    frame = deactivate(flow, dictionaries, model, given, site="layers.1", progress=False, batch=5).frame
+    for line in frame.iter_rows(named=True):
+        assert line["rows"] == int((before[:, line["source_latent"]] & after[:, line["latent"]]).sum())
+
+
+def test_factor_one_is_the_identity_bit_for_bit():
+    for basis in (torch.eye(WIDTH), rotated()):
+        done = run(*world(basis), latents=range(WIDTH), factor=1.0, loss=True, controls=1)
+        assert set(done.frame["change"].to_list()) == {0.0}
+        assert set(done.frame["loss"].to_list()) == {0.0}
+        _, dictionaries, model = world(basis)
+        given = token_ids()
+        x = model.capture_rows(given, ["layers.0"])["layers.0"]
+        acts = dictionaries["layers.0"].encode(x.flatten(0, 1))[:, [2, 3]]
+        edit = scaling(dictionaries["layers.0"], "layers.0", x, acts, [2, 3], 1.0)
+        clean = model.logits(given)
+        with ns.intervene(model, edit):
+            assert torch.equal(model.logits(given).view(torch.int32), clean.view(torch.int32))
+
+
+@pytest.mark.parametrize(("factor", "change"), [(0.5, 0.5), (2.0, -1.0), (-1.0, 1.0)])
+def test_other_factors_scale_what_the_predecessor_writes(factor, change):
+    """z is linear in the factor until it is off; below 0 there is nothing."""
+    frame = run(*world(), latents=[3, HALF + 3], factor=factor).frame
+    assert frame["change"].to_list() == pytest.approx([change] * 2, abs=1e-6)
+    assert frame["success"].to_list() == [float(factor < 0)] * 2
+
+
+def test_five_predecessors_together_account_for_what_each_does_a_part_of():
+    basis = torch.eye(WIDTH)
+    dictionaries = {site: plain_dictionary(basis, site) for site in SITES}
+    model = linear_lm()
+    block = model.module.layers[1].W
+    with torch.no_grad():
+        block.zero_()
+        block[:5, 20] = torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1])
+        model.module.embed.weight[:] = 0
+        model.module.embed.weight[:, :5] = 1.0  # every token has the five features alike
+    ranked = [[j] for j in range(WIDTH)]
+    ranked[20] = [0, 1, 2, 3, 4]
+    flow = flow_of(dict.fromkeys(SITES, WIDTH), {"layers.1": {"residual": ("layers.0", ranked)}})
+    frame = run(flow, dictionaries, model, latents=[20], how=("top1", "top5", "random5")).frame
+    found = {line["how"]: line for line in frame.iter_rows(named=True)}
+    assert found["top1"]["change"] == pytest.approx(0.5 / 1.5, abs=1e-6)
+    assert found["top5"]["change"] == pytest.approx(1.0, abs=1e-6)
+    share = [0.5, 0.4, 0.3, 0.2, 0.1][found["random5"]["source_latent"]] / 1.5
+    assert found["random5"]["change"] == pytest.approx(share, abs=1e-6)
+    drawn = {
+        run(flow, dictionaries, model, latents=[20], how="random5", seed=seed).frame["source_latent"][0]
+        for seed in range(12)
+    }
+    assert len(drawn) > 2
+    with pytest.raises(ConfigError, match="keeps 1 of latent 7"):
+        run(flow, dictionaries, model, latents=[7], how="top5")
+
+
+def test_loss_is_that_of_the_model_with_the_edit():
+    flow, dictionaries, model = world()
+    given = token_ids()
+    frame = run(flow, dictionaries, model, latents=[4], loss=True).frame
+    clean = model.next_token_loss(given)
+    with ns.intervene(model, dictionaries["layers.0"].ablate(4)):
+        ablated = model.next_token_loss(given)
+    assert frame["loss"][0] == pytest.approx((ablated - clean) / clean, rel=1e-4)
+    assert run(flow, dictionaries, model, latents=[4], loss=True).about["loss"] == pytest.approx(clean, rel=1e-6)
+    assert run(flow, dictionaries, model, latents=[4]).frame["loss"][0] is None
+
+
+def test_the_answer_does_not_depend_on_the_batch():
+    flow, dictionaries, model = world(rotated())
+    whole = run(flow, dictionaries, model, latents=[1, 14], controls=2, loss=True, batch=12).frame
+    cut = run(flow, dictionaries, model, latents=[1, 14], controls=2, loss=True, batch=5).frame
+    assert whole["source_latent"].equals(cut["source_latent"])
+    assert whole["rows"].equals(cut["rows"])
+    for column in ("change", "loss"):
+        assert float((whole[column] - cut[column]).abs().max()) < 1e-5
+
+
+def test_a_latent_that_is_never_active_has_no_numbers():
+    flow, dictionaries, model = world()
+    with torch.no_grad():
+        model.module.embed.weight[:, 6] = 0
+    line = run(flow, dictionaries, model, latents=[6], controls=2).frame.row(0, named=True)
+    assert (line["rows"], line["change"], line["success"]) == (0, None, None)
+    summary = run(flow, dictionaries, model, latents=[5, 6], controls=2).summary()
+    assert dict(summary.select("how", "latents").iter_rows()) == {"top1": 1, "control": 1}
+
+
+def test_latents_that_are_not_named_are_drawn_among_those_that_are_active():
+    flow, dictionaries, model = world()
+    with torch.no_grad():
+        model.module.embed.weight[:, 6] = 0
+    done = run(flow, dictionaries, model)
+    assert len(done.about["latents"]) == 20
+    assert not {6, HALF + 6} & set(done.about["latents"])
+    assert (done.frame["rows"] > 0).all()
+
+
+def test_texts_count_without_padding_and_special_tokens():
+    class Letters:
+        all_special_ids = (0,)
+
+        def __call__(self, text, add_special_tokens=True, **_):
+            ids = [1 + ord(letter) % 38 for letter in text]
+            return {"input_ids": [0, *ids] if add_special_tokens else ids}
+
+    flow, dictionaries, _ = world()
+    model = ns.load_lm(LinearResidual(torch.eye(WIDTH)), tokenizer=Letters(), context_tokens=8)
+    texts = ns.texts(["abcdefghijkl", "mnop"])
+    given = {"site": "layers.1", "latents": [2], "progress": False}
+    assert deactivate(flow, dictionaries, model, texts, **given).about["rows"] == 16
+    assert deactivate(flow, dictionaries, model, texts, special_tokens=True, **given).about["rows"] == 16 + 3
+    assert deactivate(flow, dictionaries, model, texts, **given).about["contexts"] == 3
+
+
+def test_wrong_questions_are_answered_with_what_to_ask():
+    flow, dictionaries, model = world()
+    for given, message in (
+        ({"site": "layers.0"}, "Nothing lies before 'layers.0'"),
+        ({"site": "layer.1"}, r"Closest: layers\.1"),
+        ({"lanes": "mlp"}, "is matched with residual"),
+        ({"how": "best"}, "choose from top1"),
+        ({"how": "permutation"}, "rule='permutation'"),
+        ({"factor": float("nan")}, "finite"),
+        ({"latents": [99]}, "no latent 99"),
+        ({"latents": []}, "latents is empty"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(flow, dictionaries, model, **given)
+    with pytest.raises(ConfigError, match=r"no dictionary for 'layers\.0'"):
+        run(flow, {"layers.1": dictionaries["layers.1"]}, model)
+    flow.about["rule"] = "permutation"
+    assert run(flow, dictionaries, model, latents=[2], how="permutation").frame["change"].to_list() == [1.0]
+
+
+def test_a_model_of_another_revision_is_refused():
+    flow, dictionaries, model = world()
+    dictionaries["layers.0"].revision = "another"
+    with pytest.raises(ConfigError, match="trained on revision 'another'"):
+        run(flow, dictionaries, model)
+
+
+def test_a_site_that_the_model_lacks_is_named():
+    _, _, model = world()
+    sites = ("layers.0", "layers.7")
+    dictionaries = {site: plain_dictionary(torch.eye(WIDTH), site) for site in sites}
+    flow = flow_of(dict.fromkeys(sites, WIDTH), {"layers.7": {"residual": ("layers.0", [[j] for j in range(WIDTH)])}})
+    with pytest.raises(HookError, match="layers"):
+        deactivate(flow, dictionaries, model, token_ids(), site="layers.7", progress=False)
+
+
+def test_an_encoder_has_activations_but_no_loss():
+    flow, dictionaries, model = world(sees_all=True)
+    with pytest.raises(ConfigError, match="encoder"):
+        run(flow, dictionaries, model, loss=True)
+    done = run(flow, dictionaries, model, latents=[3], loss=None)
+    assert done.about["loss"] is None
+    assert done.frame["change"].to_list() == [1.0]
