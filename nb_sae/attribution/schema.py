@@ -9,7 +9,7 @@ HEAD_WEIGHTS = pl.Schema(
         "latent": pl.UInt32,
         "head": pl.UInt16,
         "share": pl.Float64,  # h_k(i): norm of what the head writes along the latent, over the sum of all heads
-        "null": pl.Float64,  # 1 / heads
+        "null": pl.Float64,  # the same of a random direction; 1 / heads where all heads write equally much
     }
 )
 
@@ -23,6 +23,17 @@ HEAD_SCORES = pl.Schema(
         "first": pl.Float64,  # mean attention to the first token, where heads rest
         "induction_null": pl.Float64,  # of a head that attends evenly to all before
         "previous_null": pl.Float64,
+    }
+)
+
+INDUCTION = pl.Schema(
+    {
+        "site": pl.String,  # of the attention
+        "layer": pl.Int16,
+        "head": pl.UInt16,
+        "prefix": pl.UInt16,  # tokens that are repeated before the one whose attention is measured, it included
+        "induction": pl.Float64,  # mean attention from the last of them to the token after the first copy
+        "null": pl.Float64,  # of a head that attends evenly
     }
 )
 
@@ -74,6 +85,8 @@ IDENTIFIABILITY = pl.Schema(
         "tokens": pl.Enum(["cls", "patches"]),
         "identifiability": pl.Float64,  # mean of 1 − rank(own class) / (classes − 1), rank from 0
         "null": pl.Float64,  # the same with random texts in place of the classes': 0.5
+        "null_low": pl.Float64,  # 2.5th percentile over draws of random texts
+        "null_high": pl.Float64,
         "change": pl.Float64,  # share of tokens whose own-class logit grows from the block before; null at the first
         "rows": pl.UInt64,
     }
@@ -102,5 +115,30 @@ NEURON_AGREEMENT = pl.Schema(
         "neurons": pl.UInt64,
         "same": pl.Float64,  # share of neurons with the same most promoted token in both models
         "null": pl.Float64,  # the same if neurons of one model were paired with those of the other by chance
+    }
+)
+
+LENS_TOP = pl.Schema(
+    {
+        "input_id": pl.UInt32,
+        "layer": pl.Int16,
+        "site": pl.String,
+        "rank": pl.UInt16,  # 0-based
+        "text": pl.String,
+        "logit": pl.Float32,  # logit scale · cosine, as in zero-shot
+        "probability": pl.Float32,  # softmax over the texts
+    }
+)
+
+LENS_PATCHES = pl.Schema(
+    {
+        "input_id": pl.UInt32,
+        "layer": pl.Int16,
+        "site": pl.String,
+        "text": pl.String,
+        "rows": pl.UInt16,  # of patches
+        "columns": pl.UInt16,
+        "map": pl.List(pl.Float32),  # logit of every patch, row by row from the top left
+        "cls": pl.Float32,  # logit of what the tower would answer after this block
     }
 )

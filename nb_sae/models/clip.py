@@ -200,7 +200,7 @@ class ClipModel:
             normalize: Divide by the norm.
             batch: Pictures per forward pass.
         """
-        encoded = [self._image_forward(pixels).float() for pixels in self._pixel_batches(images, batch)]
+        encoded = [self._image_forward(pixels).float() for pixels in self.pixel_batches(images, batch)]
         return _joined(encoded, self.embed_dim, normalize, self.device)
 
     @torch.no_grad()
@@ -222,6 +222,24 @@ class ClipModel:
             for i in range(0, len(listed), batch)
         ]
         return _joined(encoded, self.embed_dim, normalize, self.device)
+
+    def pixel_batches(self, images: Any, batch: int) -> Iterator[Tensor]:
+        """Preprocessed pixels `(image, 3, h, w)` of what `encode_image` takes, at most `batch` at a time.
+
+        Raises:
+            ShapeError: a tensor that holds no preprocessed pictures.
+        """
+        if isinstance(images, Tensor):
+            if images.ndim != 4:
+                raise ShapeError(f"Got pixels of shape {tuple(images.shape)}; expected (image, 3, h, w), preprocessed.")
+            yield from images.split(batch)
+            return
+        if isinstance(images, Image.Image):
+            images = [images]
+        prepare = self.preprocessor("image")
+        for start in range(0, len(images), batch):
+            stop = min(start + batch, len(images))
+            yield torch.cat([prepare(images[i]).tensor for i in range(start, stop)])
 
     def zero_shot(self, images: Any, prompts: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
         """How likely each prompt is for each picture, `(image, prompt)`: softmax over the prompts.
@@ -269,19 +287,6 @@ class ClipModel:
     def _text_forward(self, ids: Tensor) -> Tensor:
         check_vocabulary(ids, getattr(self.module, "vocab_size", None))
         return _encode(self.module, "encode_text", self.filled(ids).to(self.device))
-
-    def _pixel_batches(self, images: Any, batch: int) -> Iterator[Tensor]:
-        if isinstance(images, Tensor):
-            if images.ndim != 4:
-                raise ShapeError(f"Got pixels of shape {tuple(images.shape)}; expected (image, 3, h, w), preprocessed.")
-            yield from images.split(batch)
-            return
-        if isinstance(images, Image.Image):
-            images = [images]
-        prepare = self.preprocessor("image")
-        for start in range(0, len(images), batch):
-            stop = min(start + batch, len(images))
-            yield torch.cat([prepare(images[i]).tensor for i in range(start, stop)])
 
     def _tokenizer(self) -> Callable[[list[str]], Tensor]:
         if "text" not in self._towers_taken():
