@@ -60,20 +60,24 @@ FAMILIES: dict[str, dict[tuple[Lane, Point], str]] = {
         ("attention", "out"): "model.layers.{}.post_attention_layernorm",
         ("mlp", "out"): "model.layers.{}.post_feedforward_layernorm",
     },
+    # BERT normalises after every addition: these are what is added, before the norm.
     "bert": {
         ("residual", "out"): "bert.encoder.layer.{}",
         ("attention", "out"): "bert.encoder.layer.{}.attention.output.dense",
+        ("attention", "heads"): "bert.encoder.layer.{}.attention.self",
         ("mlp", "out"): "bert.encoder.layer.{}.output.dense",
     },
     "open_clip_image": {
         ("residual", "out"): "visual.transformer.resblocks.{}",
         ("attention", "out"): "visual.transformer.resblocks.{}.attn",
+        ("attention", "heads"): "visual.transformer.resblocks.{}.attn.ln_inner",
         ("mlp", "out"): "visual.transformer.resblocks.{}.mlp",
         ("embedding", "out"): "image_embed",
     },
     "timm_image": {
         ("residual", "out"): "visual.trunk.blocks.{}",
         ("attention", "out"): "visual.trunk.blocks.{}.attn",
+        ("attention", "heads"): "visual.trunk.blocks.{}.attn.norm",
         ("mlp", "out"): "visual.trunk.blocks.{}.mlp",
         ("embedding", "out"): "image_embed",
     },
@@ -91,6 +95,53 @@ FAMILIES: dict[str, dict[tuple[Lane, Point], str]] = {
     },
 }
 """Family → what a place is called there; `{}` is the number of the block."""
+
+SAME: dict[str, dict[Lane, tuple[str, ...]]] = {
+    "transformer_bridge": {
+        "attention": ("blocks.{}.attn.o.hook_out", "blocks.{}.ln1_post.hook_out"),
+        "mlp": ("blocks.{}.mlp.out.hook_out", "blocks.{}.ln2_post.hook_out"),
+    },
+    "gpt2": {
+        "attention": ("transformer.h.{}.attn.c_proj", "transformer.h.{}.attn.resid_dropout"),
+        "mlp": ("transformer.h.{}.mlp.c_proj", "transformer.h.{}.mlp.dropout"),
+    },
+    "gpt_neox": {
+        "attention": ("gpt_neox.layers.{}.attention.dense", "gpt_neox.layers.{}.post_attention_dropout"),
+        "mlp": ("gpt_neox.layers.{}.mlp.dense_4h_to_h", "gpt_neox.layers.{}.post_mlp_dropout"),
+    },
+    "llama": {
+        "attention": tuple(f"model.layers.{{}}.self_attn.{name}" for name in ("o_proj", "dense", "out_proj")),
+        "mlp": ("model.layers.{}.mlp.down_proj", "model.layers.{}.mlp.fc2", "model.layers.{}.fc2"),
+    },
+    "open_clip_image": {
+        "attention": tuple(
+            f"visual.transformer.resblocks.{{}}.{name}" for name in ("attn.out_proj", "ln_attn", "ls_1")
+        ),
+        "mlp": ("visual.transformer.resblocks.{}.mlp.c_proj", "visual.transformer.resblocks.{}.ls_2"),
+    },
+    "timm_image": {
+        "attention": tuple(f"visual.trunk.blocks.{{}}.{name}" for name in ("attn.proj", "ls1", "drop_path1")),
+        "mlp": tuple(f"visual.trunk.blocks.{{}}.{name}" for name in ("mlp.fc2", "ls2", "drop_path2")),
+    },
+    "open_clip_text": {
+        "attention": tuple(f"transformer.resblocks.{{}}.{name}" for name in ("attn.out_proj", "ln_attn", "ls_1")),
+        "mlp": ("transformer.resblocks.{}.mlp.c_proj", "transformer.resblocks.{}.ls_2"),
+    },
+    "custom_text": {
+        "attention": tuple(f"text.transformer.resblocks.{{}}.{name}" for name in ("attn.out_proj", "ln_attn", "ls_1")),
+        "mlp": ("text.transformer.resblocks.{}.mlp.c_proj", "text.transformer.resblocks.{}.ls_2"),
+    },
+}
+"""Other names of what a lane gives: the last map in it, the dropout, norm or scale after it."""
+
+_OUT: Point = "out"
+_ROOTS = {
+    "transformer.h.": r"(?:transformer\.)?h\.",
+    "gpt_neox.layers.": r"(?:gpt_neox\.)?layers\.",
+    "model.layers.": r"(?:(?:model|language_model|decoder)\.)*layers\.",
+    "bert.encoder.layer.": r"(?:\w+\.)*encoder\.layer\.",
+}
+"""Where a Hugging Face model without a head, or inside another model, keeps its blocks."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +162,11 @@ class Place:
 
 
 def place_of(site: str) -> Place | None:
-    """Where a site lies, read off its name; None for a name that the table does not hold."""
+    """Where a site lies, read off its name; None for a name that the table does not hold.
+
+    Names alone cannot tell everything: `post_attention_layernorm` is what Gemma adds to the residual stream, and in
+    Llama the norm before the MLP. `nb_sae.layer_sites(model)` asks the model.
+    """
     for family, pattern, (lane, point) in _patterns():
         found = pattern.fullmatch(site)
         if found:
@@ -140,7 +195,14 @@ def same_place(site: str, family: str) -> str:
         # What enters a block is what the block before gave.
         name, place = FAMILIES[family].get(("residual", "out")), Place(place.tower, place.layer - 1, "residual")
     if name is None:
-        raise ConfigError(f"{family} has no name for {place.lane} ({place.point}), which is where {site!r} lies.")
+        raise ConfigError(
+            f"{family} has no name for {place.lane} ({place.point}), which is where {site!r} lies. It names: "
+            f"{', '.join(FAMILIES[family].values())}."
+        )
+    if ("image_embed" in FAMILIES[family].values()) != (place.tower == "image"):
+        raise ConfigError(
+            f"{site!r} lies in the {place.tower} tower, which {family} does not name. Choose a family of that tower."
+        )
     return name.format(place.layer)
 
 
@@ -152,8 +214,16 @@ def in_order(sites: Iterable[str]) -> list[str]:
 
 @cache
 def _patterns() -> list[tuple[str, re.Pattern[str], tuple[Lane, Point]]]:
-    return [
-        (family, re.compile(re.escape(name).replace(r"\{\}", r"(\d+)")), key)
-        for family, names in FAMILIES.items()
-        for key, name in names.items()
-    ]
+    names: list[tuple[str, str, tuple[Lane, Point]]] = []
+    for family, places in FAMILIES.items():
+        names += [(family, name, place) for place, name in places.items()]
+    for family, lanes in SAME.items():
+        for lane, known in lanes.items():
+            names.extend((family, name, (lane, _OUT)) for name in known)
+    return [(family, re.compile(_pattern(name)), place) for family, name, place in names]
+
+
+def _pattern(name: str) -> str:
+    root = next((root for root in _ROOTS if name.startswith(root)), "")
+    rest = re.escape(name.removeprefix(root)).replace(r"\{\}", r"(\d+)")
+    return _ROOTS.get(root, "") + rest

@@ -29,7 +29,7 @@ _FUSED = ("query_key_value", "c_attn", "qkv_proj", "Wqkv")
 _NORMS_BEFORE = ("input_layernorm", "ln_1", "attn_norm", "self_attn_layer_norm")
 _FINAL_NORMS = ("final_layer_norm", "ln_f", "norm", "final_layernorm", "final_norm")
 _WRITES = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "lin2", "Wo")
-_READS = ("gate_proj", "dense_h_to_4h", "c_fc", "fc1", "lin1")
+_READS = ("gate_proj", "gate_up_proj", "dense_h_to_4h", "c_fc", "fc1", "lin1")
 
 
 class HuggingFaceParts(Parts):
@@ -55,16 +55,14 @@ class HuggingFaceParts(Parts):
     @property
     def final_norm(self) -> Callable[[Tensor], Tensor] | None:
         """The norm after the last block; of a masked-language-model head, all that comes before its decoder."""
-        head = _masked_head(self._inner)
+        head = masked_head(self._inner)
         if head is not None:
             return head
         module = self._root.get_submodule(self._stack.rpartition(".")[0]) if "." in self._stack else self._root
         norm = _child(module, _FINAL_NORMS)
         return None if norm is None else InFloat(norm)
 
-    @property
-    def unembed(self) -> tuple[Tensor, Tensor | None]:
-        """W_U `(d_model, vocabulary)` and its bias, tied or not. Raises `ConfigError` without a head."""
+    def _read_unembed(self) -> tuple[Tensor, Tensor | None]:
         find = getattr(self._inner, "get_output_embeddings", None)
         head = find() if find is not None else None
         if head is None:
@@ -96,6 +94,7 @@ class HuggingFaceParts(Parts):
         if read is None or write is None:
             return None
         W_in, W_out = affine(self._root, read)[0], affine(self._root, write)[0].T
+        W_in = W_in[: len(W_out)]  # of Phi-3's fused map, the gate comes first
         after = getattr(block, "post_feedforward_layernorm", None)
         scale = gain(after, W_out.shape[1]) if after is not None else None
         return W_in, W_out if scale is None else W_out * scale
@@ -230,7 +229,7 @@ def _normalises_attention(block: nn.Module) -> bool:
     return hasattr(block, "pre_feedforward_layernorm") or hasattr(block, "post_feedforward_layernorm")
 
 
-def _masked_head(inner: nn.Module) -> Callable[[Tensor], Tensor] | None:
+def masked_head(inner: nn.Module | None) -> Callable[[Tensor], Tensor] | None:
     """What a masked-language-model head does before its decoder (BERT, RoBERTa, DistilBERT, ModernBERT)."""
     transform = getattr(getattr(getattr(inner, "cls", None), "predictions", None), "transform", None)
     if isinstance(transform, nn.Module):

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from nb_sae.errors import ConfigError
 from nb_sae.layers import Tower
-from nb_sae.models.tower_parts import AttentionParts, BlockParts, InFloat, Parts, affine, first_argument, float_weight
+from nb_sae.models.tower_parts import (
+    AttentionParts,
+    BlockParts,
+    InFloat,
+    Parts,
+    acts,
+    affine,
+    first_argument,
+    float_weight,
+)
 
 
 class OpenClipParts(Parts):
@@ -35,8 +44,8 @@ class OpenClipParts(Parts):
         found = []
         for i, block in enumerate(self._list()):
             root = f"{self._stack}.{i}"
-            attention = next((name for name in ("ls_1", "ln_attn") if _acts(block, name)), "attn")
-            mlp = "ls_2" if _acts(block, "ls_2") else "mlp"
+            attention = next((name for name in ("ls_1", "ln_attn") if acts(block, name)), "attn")
+            mlp = "ls_2" if acts(block, "ls_2") else "mlp"
             found.append(BlockParts(i, root, f"{root}.{attention}", f"{root}.{mlp}"))
         return tuple(found)
 
@@ -76,7 +85,7 @@ class OpenClipParts(Parts):
         """Rows `(neurons, d_model)` by which neurons read and write."""
         self._require(layer)
         block = self._list()[layer]
-        if _acts(block.mlp, "ln"):
+        if acts(block.mlp, "ln"):
             return None
         W_in, W_out = affine(self._root, block.mlp.c_fc)[0], affine(self._root, block.mlp.c_proj)[0].T
         return W_in, W_out * _layer_scale(self._root, block, "ls_2")
@@ -123,7 +132,7 @@ class OpenClipParts(Parts):
     def _read_attention(self, layer: int) -> AttentionParts:
         block = self._list()[layer]
         attention = block.attn
-        strange = [name for name in ("ln_inner",) if _acts(attention, name)]
+        strange = [name for name in ("ln_inner",) if acts(attention, name)]
         if strange or getattr(attention, "head_scale", None) is not None or attention.in_proj_weight is None:
             raise ConfigError(
                 f"The attention of block {layer} of {self._title} scales or normalises its heads before W_O; expected "
@@ -135,7 +144,7 @@ class OpenClipParts(Parts):
         W_V = float_weight(self._root, attention, "in_proj_weight")[2 * heads * d_head :]
         bias = getattr(attention, "in_proj_bias", None)
         b_V = None if bias is None else float_weight(self._root, attention, "in_proj_bias")[2 * heads * d_head :]
-        scale = _layer_scale(self._root, block, "ls_1") if not _acts(block, "ln_attn") else torch.ones(())
+        scale = _layer_scale(self._root, block, "ls_1") if not acts(block, "ln_attn") else torch.ones(())
         folded = scale.ndim > 0
         return AttentionParts(
             layer=layer,
@@ -148,7 +157,7 @@ class OpenClipParts(Parts):
             W_O=(W_O.T * scale.to(W_O)).unflatten(0, (heads, d_head)),
             b_O=None if b_O is None else b_O * scale.to(b_O),
             norm=block.ln_1,
-            after=block.ln_attn if _acts(block, "ln_attn") else None,
+            after=block.ln_attn if acts(block, "ln_attn") else None,
         )
 
     def _listen(self, layer: int, run: dict[str, Tensor]) -> list[Any]:
@@ -189,11 +198,6 @@ class OpenClipParts(Parts):
         return self._root.get_submodule(self._stack)
 
 
-def _acts(block: nn.Module, name: str) -> bool:
-    """Whether a block has such a module and it does something."""
-    return not isinstance(getattr(block, name, None), nn.Identity | None)
-
-
 def _layer_scale(root: nn.Module, block: nn.Module, name: str) -> Tensor:
     """The factor per dimension of a layer scale, or 1."""
-    return float_weight(root, getattr(block, name), "gamma") if _acts(block, name) else torch.ones(())
+    return float_weight(root, getattr(block, name), "gamma") if acts(block, name) else torch.ones(())

@@ -15,7 +15,9 @@ from nb_sae.errors import ConfigError, closest
 from nb_sae.hooks import display_name, hook_points
 from nb_sae.layers import LANES, Tower
 from nb_sae.models.hf_parts import HuggingFaceParts
+from nb_sae.models.lens_parts import LensParts
 from nb_sae.models.open_clip_parts import OpenClipParts
+from nb_sae.models.timm_parts import TimmParts
 from nb_sae.models.tower_parts import AttentionParts, AttentionRun, BlockParts, Parts, heads_sum
 
 __all__ = ["AttentionParts", "AttentionRun", "BlockParts", "Parts", "heads_sum", "layer_sites", "parts"]
@@ -97,13 +99,19 @@ def layer_sites(
 
 
 def _text_parts(model: Any, root: nn.Module, tower: Tower) -> Parts:
+    if hook_points(root):
+        if not isinstance(_at(root, "blocks"), nn.ModuleList):
+            raise _unknown(model, root)
+        return LensParts(model)
     stack = next((path for path in _stacks(root) if isinstance(_at(root, path), nn.ModuleList)), None)
-    if stack is not None and not hook_points(root):
+    if stack is not None:
         return HuggingFaceParts(model, tower, stack, root)
     raise _unknown(model, root)
 
 
 def _clip_parts(model: Any, root: nn.Module, tower: Tower) -> Parts:
+    if tower == "image" and isinstance(_at(root, "visual.trunk.blocks"), nn.Sequential | nn.ModuleList):
+        return TimmParts(model)
     if tower == "image":
         stack, holder = "visual.transformer.resblocks", _at(root, "visual")
     else:

@@ -81,6 +81,7 @@ class Parts(ABC):
         self.tower: Tower = tower
         self.family = family
         self._proved: set[int] = set()
+        self._proved_logits = False
 
     def __repr__(self) -> str:
         return f"Parts({display_name(self.model)}, {self.tower} tower, {self.family}, {len(self.blocks)} blocks)"
@@ -112,9 +113,7 @@ class Parts(ABC):
         """What is applied to the last residual stream before the unembedding or projection; None if nothing is."""
         return None
 
-    @property
-    def unembed(self) -> tuple[Float[Tensor, "d_model vocabulary"], Float[Tensor, " vocabulary"] | None]:
-        """W_U and its bias, float32, factors of the logits multiplied in. Raises `ConfigError` without a head."""
+    def _read_unembed(self) -> tuple[Tensor, Tensor | None]:
         raise ConfigError(
             f"{self._title} has no unembedding: it ends in an embedding. Use final_lens(x) or project(x)."
         )
@@ -124,11 +123,7 @@ class Parts(ABC):
 
     def logits(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         """The last residual stream through the final norm and the unembedding."""
-        W_U, b_U = self.unembed
-        normed = x if self.final_norm is None else self.final_norm(x)
-        logits = normed.to(W_U) @ W_U
-        logits = logits if b_U is None else logits + b_U
-        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+        return self._logits(x, *self.unembed)
 
     def project(self, x: Float[Tensor, "batch token d_model"], batch: Tensor | None = None) -> Tensor:
         """What the tower does with its last block: norm, pooling, projection to `(batch, embed_dim)`, float32.
@@ -147,6 +142,19 @@ class Parts(ABC):
         raise ConfigError(f"{self._title} has no projection to an embedding. Use logits(x).")
 
     # What is the same for every family.
+
+    @property
+    def unembed(self) -> tuple[Float[Tensor, "d_model vocabulary"], Float[Tensor, " vocabulary"] | None]:
+        """W_U and its bias, float32, tied or not; a factor of the logits is multiplied in.
+
+        Raises:
+            ConfigError: no language-model head, or logits that are made in another way.
+        """
+        read = self._read_unembed()
+        if not self._proved_logits:
+            self._prove_logits(*read)
+            self._proved_logits = True
+        return read
 
     def attention(self, layer: int) -> AttentionParts:
         """The weights of the attention of one block.
@@ -195,16 +203,18 @@ class Parts(ABC):
     def _attend(
         self, batch: Tensor, layers: Sequence[int], sites: Sequence[str]
     ) -> tuple[dict[int, AttentionRun], dict[str, Tensor]]:
+        if not layers:
+            raise ConfigError(f"layers={layers!r} names no block; expected one or more of 0 to {len(self.blocks) - 1}.")
         for layer in layers:
             self._require(layer)
         heard: dict[int, dict[str, Tensor]] = {layer: {} for layer in layers}
-        ends = list(dict.fromkeys([*(self._read_attention(layer).site for layer in layers), *sites]))
+        # The pass ends with the last of the blocks: some models show a pattern only after the attention's output.
+        ends = list(dict.fromkeys([*sites, self.blocks[max(layers)].residual]))
         with ExitStack() as installed:
             installed.enter_context(self._explicit_attention())
             for layer in layers:
                 for handle in self._listen(layer, heard[layer]):
                     installed.callback(handle.remove)
-            # Installed after the listeners, so that the pass ends when they have heard what they need.
             with capture(self.model, ends, stop=True) as seen:
                 self._forward(batch)
         missing = [layer for layer in layers if len(heard[layer]) < 2]
@@ -224,14 +234,31 @@ class Parts(ABC):
     @torch.no_grad()
     def _prove_attention(self, read: AttentionParts) -> None:
         runs, seen = self._attend(self._probe(), [read.layer], [read.site])
-        given, expected = heads_sum(read, runs[read.layer]), seen[read.site].float()
-        dtype = seen[read.site].dtype
-        off = float((given - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-        if not off <= _AGREEMENT.get(dtype, _HALF_AGREEMENT):
+        expected = seen[read.site]
+        off = _relative(heads_sum(read, runs[read.layer]), expected)
+        if not off <= _AGREEMENT.get(expected.dtype, _HALF_AGREEMENT):
             raise ConfigError(
                 f"The attention of block {read.layer} of {self._title} is not the sum of its heads as nb_sae reads "
                 f"them (relative difference {off:.1g}): it does more than attend to W_V and multiply by W_O. Methods "
                 "that go by head cannot explain it; use those that take a site as a whole."
+            )
+
+    def _logits(self, x: Tensor, W_U: Tensor, b_U: Tensor | None) -> Tensor:
+        normed = x if self.final_norm is None else self.final_norm(x)
+        logits = normed.to(W_U) @ W_U
+        logits = logits if b_U is None else logits + b_U
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+
+    @torch.no_grad()
+    def _prove_logits(self, W_U: Tensor, b_U: Tensor | None) -> None:
+        batch, last = self._probe(), self.blocks[-1].residual
+        with capture(self.model, last) as seen:
+            expected = self.model.logits(batch)
+        off = _relative(self._logits(seen[last], W_U, b_U), expected)
+        if not off <= _AGREEMENT.get(expected.dtype, _HALF_AGREEMENT):
+            raise ConfigError(
+                f"The logits of {self._title} are not its last block through the final norm and the unembedding as "
+                f"nb_sae reads them (relative difference {off:.1g}). The logit lens does not apply to it."
             )
 
     def _probe(self) -> Tensor:
@@ -258,6 +285,12 @@ class Parts(ABC):
                 f"layer={layer} does not exist in {self._title}; expected 0 to {len(self.blocks) - 1}. "
                 "Blocks are counted from 0."
             )
+
+
+def _relative(given: Tensor, expected: Tensor) -> float:
+    """Largest difference as a part of the largest expected value."""
+    scale = expected.float().abs().max().clamp_min(1e-12)
+    return float((given.float() - expected.float()).abs().max() / scale)
 
 
 def heads_sum(read: AttentionParts, run: AttentionRun) -> Float[Tensor, "batch dst d_model"]:
@@ -289,16 +322,27 @@ class InFloat:
         return torch.func.functional_call(self.module, {name: value.to(x) for name, value in weights.items()}, (x,))
 
 
+def acts(block: nn.Module, name: str) -> bool:
+    """Whether a block has such a module and it does something."""
+    return not isinstance(getattr(block, name, None), nn.Identity | None)
+
+
 def float_weight(root: nn.Module, owner: nn.Module, name: str = "weight") -> Tensor:
     """A weight as float32, also one that accelerate keeps elsewhere. Raises `ConfigError` for a quantised one."""
     value = getattr(owner, name)
     if value.is_meta:
         path = next(path for path, module in root.named_modules() if module is owner)
         value = values_of(root, f"{path}.{name}")
-    if not value.is_floating_point() or value.element_size() < 2:
+    return float_values(value, f"{name} of {type(owner).__name__}")
+
+
+def float_values(value: Tensor, what: str) -> Tensor:
+    """A weight as float32. Raises `ConfigError` for a quantised one and for one without values."""
+    if value.is_meta or not value.is_floating_point() or value.element_size() < 2:
+        held = "on the device 'meta', without values" if value.is_meta else f"as {value.dtype}"
         raise ConfigError(
-            f"{type(owner).__name__} holds its {name} as {value.dtype}; expected floating-point values. Load the model "
-            "without quantisation to read its weights; its activations can be used as they are."
+            f"The {what} is held {held}; expected floating-point values. Load the model without quantisation and with "
+            "its weights to read them; its activations can be used as they are."
         )
     return value.detach().float()
 
