@@ -172,7 +172,7 @@ def test_random_texts_give_one_half_and_a_random_model_stays_inside_the_null(len
         gaussian(20, 32, seed=2, dtype=torch.float),
     ).identifiability([i % 20 for i in range(400)])
     assert many["null"].to_numpy() == pytest.approx(0.5, abs=0.005)
-    assert many["identifiability"].to_numpy() == pytest.approx(0.5, abs=0.03)
+    assert many["identifiability"].to_numpy() == pytest.approx(0.5, abs=0.05)
     assert many["change"].drop_nulls().to_numpy() == pytest.approx(0.5, abs=0.06)
 
 
