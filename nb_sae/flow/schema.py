@@ -116,6 +116,27 @@ DEACTIVATION = pl.Schema(
     }
 )
 
+CHAIN_EFFECT = pl.Schema(
+    {
+        "chain": pl.UInt16,  # 0: the chain that was asked for; from 1 on controls
+        "kind": pl.Enum(["chain", "control"]),
+        "latent": pl.UInt32,  # where it ends, at the site that was asked for
+        "before": pl.Float64,  # mean log-probability of the tokens, or mean cosine with the texts, without an edit
+        "after": pl.Float64,  # with it
+        "effect": pl.Float64,  # after − before
+        "cost": pl.Float64,  # what else changed: KL(before ‖ after) in nats per token, or 1 − cosine of the embeddings
+    }
+)
+
+GENERATIONS = pl.Schema(
+    {
+        "prompt": pl.String,
+        "before": pl.String,
+        "after": pl.String,
+        "control": pl.String,  # with the first control chain; null without controls
+    }
+)
+
 TRANSCODED = pl.Schema(
     {
         "source_site": pl.String,
@@ -153,5 +174,70 @@ LAYER_QUALITY = pl.Schema(
         "dead": pl.Float64,  # share of latents never selected within this budget
         "loss_recovered": pl.Float64,  # of cross-entropy (language models) or cosine (CLIP); null: not measured
         "rows": pl.UInt64,
+    }
+)
+
+NAME_KINDS = ["label", "name", "lens"]
+"""The user's own label; an accepted name of the embedding's latent; a word of the vision lens, which is weaker."""
+
+CONCEPT_CHAIN = pl.Schema(
+    {
+        **CHAIN,
+        "name": pl.String,  # null where it has none that chance would not give
+        "name_kind": pl.Enum(NAME_KINDS),
+        "nearest": pl.String,  # of the lens: the nearest text, whether or not chance would give it
+        "name_cosine": pl.Float64,  # of the name with the latent's direction, texts about their mean
+        "name_p": pl.Float64,  # chance that a meaningless direction comes as near
+    }
+)
+
+CONCEPT_FLOW = pl.Schema(
+    {
+        "step": pl.Int16,  # as in CHAIN: 0 for the latent asked for, negative towards the input
+        "site": pl.String,
+        "layer": pl.Int16,
+        "lane": pl.Enum(LANES),
+        "latent": pl.UInt32,
+        "name": pl.String,
+        "name_kind": pl.Enum(NAME_KINDS),
+        "cosine": pl.Float32,  # with the neighbour that is nearer to step 0; null at step 0
+        "input_id": pl.UInt32,
+        "rows": pl.UInt16,  # of patches; null at the embedding
+        "columns": pl.UInt16,
+        "map": pl.List(pl.Float32),  # activation at every patch, row by row from the top left; null at the embedding
+        "cls": pl.Float32,  # activation on the CLS token, or of the embedding; null without either
+    }
+)
+
+MAP_AGREEMENT = pl.Schema(
+    {
+        "step": pl.Int16,  # of the target
+        "source_site": pl.String,
+        "source_latent": pl.UInt32,
+        "target_site": pl.String,
+        "target_latent": pl.UInt32,
+        # "patches": rank correlation of the two maps, mean over pictures; "inputs": of the activations over pictures
+        "over": pl.Enum(["patches", "inputs"]),
+        "agreement": pl.Float64,  # null where the target is never active, or alike everywhere
+        "inputs": pl.UInt32,  # pictures that count: those whose target map is not the same everywhere
+        "null_mean": pl.Float64,  # the same of other latents of the source site, matched in density and activation
+        "null_low": pl.Float64,  # 2.5th percentile
+        "null_high": pl.Float64,
+        "p": pl.Float64,  # (1 + controls that agree as well) / (1 + controls)
+        "controls": pl.UInt32,
+    }
+)
+
+RECOVERED = pl.Schema(
+    {
+        "site": pl.String,
+        "k": pl.UInt32,  # active latents per row; null for a rule that sets no number
+        "measure": pl.String,  # "cross_entropy" and "kl" (nats per token), "cosine" and "zero_shot" (share of inputs)
+        "recovered": pl.Float64,  # 1: nothing is lost; 0: as bad as the ablation; null: undefined, see `reason`
+        "clean": pl.Float64,  # of the model as it is
+        "spliced": pl.Float64,  # with the rows of the site replaced by their reconstructions
+        "ablated": pl.Float64,  # with the rows of the site replaced by 0 or by their mean
+        "count": pl.UInt64,  # tokens predicted, or inputs
+        "reason": pl.String,  # why `recovered` is null
     }
 )
