@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ class Flow(Protocol):
     """Matches between the latents of the sites of one model; `FeatureFlow` is one."""
 
     @property
-    def sites(self) -> list[str]:
+    def sites(self) -> Sequence[str]:
         """In the order of the forward pass."""
         ...
 

@@ -1,0 +1,119 @@
+"""Numbers that a chain should move: the log-probability of tokens, or the cosine of image embeddings with texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from nb_sae.errors import ConfigError
+from nb_sae.flow.contexts import Batch, Contexts
+from nb_sae.models.tokens import plain_ids
+
+
+class Readout(Protocol):
+    """What is read off a model for a batch of inputs."""
+
+    name: str
+
+    def batches(self) -> Iterator[Batch]:
+        """The inputs."""
+        ...
+
+    def answer(self, batch: Batch) -> Float[Tensor, "rows answer"]:
+        """What the model says, one row per position or picture."""
+        ...
+
+    def score(self, answer: Float[Tensor, "rows answer"]) -> Float[Tensor, " rows"]:
+        """The number of each row that the chain should move."""
+        ...
+
+    def cost(self, clean: Tensor, moved: Tensor) -> Float[Tensor, " rows"]:
+        """How far each whole answer moved."""
+        ...
+
+
+class TokenReadout:
+    """Mean log-probability of some tokens as the next one, at every position that is no padding or special token."""
+
+    name = "log-probability"
+
+    def __init__(self, model: Any, inputs: Any, tokens: Sequence[int], batch: int) -> None:
+        self.contexts = Contexts(model, inputs, batch=batch)
+        self.tokens = list(tokens)
+
+    def batches(self) -> Iterator[Batch]:
+        """The prompts."""
+        return iter(self.contexts)
+
+    def answer(self, batch: Batch) -> Float[Tensor, "positions vocabulary"]:
+        """Log-probabilities of the next token."""
+        logits = self.contexts.model.logits(batch.given)
+        kept = logits.flatten(0, 1)[batch.rows_that_count(logits).to(logits.device)]
+        return kept.float().log_softmax(-1)
+
+    def score(self, answer: Float[Tensor, "positions vocabulary"]) -> Float[Tensor, " positions"]:
+        """Mean over the tokens."""
+        return answer[:, self.tokens].mean(-1)
+
+    def cost(self, clean: Tensor, moved: Tensor) -> Float[Tensor, " positions"]:
+        """KL(clean ‖ moved), nats."""
+        return (clean.exp() * (clean - moved)).sum(-1)
+
+
+class CosineReadout:
+    """Mean cosine of image embeddings with some texts."""
+
+    name = "cosine"
+
+    def __init__(self, model: Any, inputs: Any, texts: Sequence[str], batch: int) -> None:
+        self.contexts = Contexts(model, inputs, batch=batch)
+        if self.contexts.modality != "image":
+            raise ConfigError("Texts were given for a CLIP's image tower. Give pictures, and the texts as toward=.")
+        self.texts = model.encode_text(list(texts), normalize=True)
+
+    def batches(self) -> Iterator[Batch]:
+        """The pictures."""
+        return iter(self.contexts)
+
+    def answer(self, batch: Batch) -> Float[Tensor, "pictures embed_dim"]:
+        """Unit embeddings."""
+        return F.normalize(self.contexts.model.encode_image(batch.given), dim=-1)
+
+    def score(self, answer: Float[Tensor, "pictures embed_dim"]) -> Float[Tensor, " pictures"]:
+        """Mean over the texts."""
+        return (answer @ self.texts.T).mean(-1)
+
+    def cost(self, clean: Tensor, moved: Tensor) -> Float[Tensor, " pictures"]:
+        """1 − cosine of the two embeddings."""
+        return 1 - (clean * moved).sum(-1)
+
+
+def token_numbers(model: Any, tokens: Sequence[str | int], vocabulary: int) -> list[int]:
+    """Ids of tokens that are given by id or as text. Raises `ConfigError` for a text that is not one token."""
+    numbers = []
+    for token in tokens:
+        if isinstance(token, str):
+            if model.tokenizer is None:
+                raise ConfigError(f"{model.name} has no tokenizer to look up {token!r}. Give token ids.")
+            ids = plain_ids(model.tokenizer, token)
+            if len(ids) != 1:
+                pieces = ", ".join(map(repr, model.token_strings(ids)))
+                raise ConfigError(f"{token!r} is {len(ids)} tokens ({pieces}); expected one. Give one of them.")
+            numbers.append(ids[0])
+            continue
+        if isinstance(token, bool) or not isinstance(token, int | np.integer) or not 0 <= token < vocabulary:
+            raise ConfigError(f"toward= holds {token!r}; expected a token as text, or its id 0 … {vocabulary - 1}.")
+        numbers.append(int(token))
+    return numbers
+
+
+@torch.no_grad()
+def vocabulary_of(model: Any) -> int:
+    """How many tokens the logits are over."""
+    return model.logits(model.probe_batch()[:1, :1]).shape[-1]
