@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import torch
 import transformers
-from attribution_fakes import D_SAE, linear_lm, prompts, random_dictionary
+from linear_readout import D_SAE, linear_lm, prompts, random_dictionary
 from PIL import Image
 from torch.nn import functional as F
 

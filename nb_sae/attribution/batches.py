@@ -14,7 +14,7 @@ from nb_sae.errors import ConfigError, HookError, InputError, ShapeError
 from nb_sae.hook_rows import tensor_of
 from nb_sae.models.clip import ClipModel
 from nb_sae.models.lm import LanguageModel
-from nb_sae.models.tokens import PADDING, check_vocabulary
+from nb_sae.models.tokens import PADDING
 from nb_sae.types import Modality, Prepared, Tokens
 
 TowerModel = LanguageModel | ClipModel
@@ -94,13 +94,16 @@ def tower_of(model: Any, site: str, inputs: Any, *, batch: int, d_in: int | None
             f"Site {site!r} of {model.name} has width {found.width}; the dictionary takes {d_in}. Give the model and "
             "site that it was trained on, or site=."
         )
+    return Tower(model, modality, site, found.prefix_tokens, batches_of(model, modality, inputs, batch=batch))
+
+
+def batches_of(model: TowerModel, modality: Modality, inputs: Any, *, batch: int) -> list[Batch]:
+    """Inputs cut into batches for one tower; arguments and errors are those of `tower_of`."""
     if batch < 1:
         raise ConfigError(f"batch={batch}: expected at least one context per forward pass.")
     if isinstance(inputs, Tensor):
-        batches = _tensor_batches(model, modality, inputs, batch)
-    else:
-        batches = _prepared_batches(model, modality, inputs, batch)
-    return Tower(model, modality, site, found.prefix_tokens, batches)
+        return _tensor_batches(model, modality, inputs, batch)
+    return _prepared_batches(model, modality, inputs, batch)
 
 
 def output_of(model: TowerModel, given: Tensor, modality: Modality) -> Tensor:
@@ -137,7 +140,7 @@ def _tensor_batches(model: TowerModel, modality: Modality, given: Tensor, batch:
     if modality == "text":
         if isinstance(model, LanguageModel):
             _check_length(model, given.shape[1])
-            check_vocabulary(given, model._vocabulary)
+            given = model.contexts(given)
         empty = (given == PADDING).all(-1).nonzero()
         if len(empty):
             raise InputError(f"Input {int(empty[0])} has no tokens, only padding. Leave it out.")

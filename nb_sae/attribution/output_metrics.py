@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nb_sae.attribution.batches import TowerModel, output_of
+from nb_sae.attribution.batches import TowerModel
 from nb_sae.errors import ConfigError, NonFiniteError, ShapeError
 from nb_sae.models.clip import ClipModel
 from nb_sae.models.lm import LanguageModel
@@ -140,7 +140,7 @@ def _of_logits(tokens: list[str | int], position: int, read: Callable[[Tensor, l
                 f"{getattr(model, 'name', model)} has no logits over tokens. For a CLIP use cosine_to(text), or a "
                 "function of the embedding."
             )
-        check_next_token(model)
+        model.require_next_token()
         ids = [_token_id(model, token) for token in tokens]
 
         def metric(logits: Tensor) -> Tensor:
@@ -171,19 +171,3 @@ def _token_id(model: LanguageModel, token: str | int) -> int:
         f"{token!r} is {len(ids)} tokens for {model.name} ({pieces}); expected one. Mind the leading space, choose a "
         "word that is one token, or give a token's id."
     )
-
-
-@torch.no_grad()
-def check_next_token(model: LanguageModel) -> None:
-    """Refuse a model whose first logits know what comes later: they are no prediction of the next token.
-
-    Raises:
-        ConfigError: an encoder.
-    """
-    ids = torch.tensor([[0, 1, 2], [0, 1, 3]])
-    first, second = output_of(model, ids, "text")[:, 0]
-    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4 * float(first.abs().max())):
-        raise ConfigError(
-            f"{model.name} is an encoder: what it says at a position depends on the tokens after it, so it predicts no "
-            "next token. Use a decoder, or give your own function of the output."
-        )

@@ -48,6 +48,16 @@ DIRECT = pl.Schema(
     }
 )
 
+DIRECT_PRE = pl.Schema(
+    {
+        "latent": pl.UInt32,
+        "target": pl.UInt32,
+        "pre": pl.Float64,  # (x − b_dec)·W_enc + b_enc of the row as the model gave it
+        "bias": pl.Float64,  # the part of it that no head gives: b_enc − b_dec·W_enc and the attention's own bias
+        "activation": pl.Float32,  # by the trained rule; 0 where it is not selected
+    }
+)
+
 ATTRIBUTED = pl.Schema(
     {
         "latent": pl.UInt32,

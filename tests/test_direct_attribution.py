@@ -1,0 +1,243 @@
+"""Direct feature attribution: it adds up to the pre-activation, and a head's part is what is missing without it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import transformers
+from hand_built import induction_circuit
+from linear_readout import random_dictionary
+from PIL import Image
+from test_lm import byte_level
+
+import nb_sae as ns
+from nb_sae.attribution.direct import direct_attribution
+from nb_sae.attribution.schema import DIRECT, DIRECT_PRE
+from nb_sae.errors import ConfigError, InputError, ShapeError
+from nb_sae.models.lm import LanguageModel, load_lm
+
+TEXT = "hello world, this is a small test"
+SHAPE = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+ROOM = {"intermediate_size": 48, "max_position_embeddings": 48, "bos_token_id": 0, "eos_token_id": 0}
+
+
+def gpt2() -> tuple[torch.nn.Module, str]:
+    config = transformers.GPT2Config(
+        vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=48, bos_token_id=0, eos_token_id=0
+    )
+    return transformers.GPT2LMHeadModel(config), "transformer.h.1.attn"
+
+
+def llama() -> tuple[torch.nn.Module, str]:
+    config = transformers.LlamaConfig(**SHAPE, **ROOM, num_key_value_heads=2, attention_bias=True)
+    return transformers.LlamaForCausalLM(config), "model.layers.1.self_attn"
+
+
+def gemma2() -> tuple[torch.nn.Module, str]:
+    """Normalises what attention gives before it is added."""
+    config = transformers.Gemma2Config(**SHAPE, **ROOM, num_key_value_heads=2, head_dim=8, sliding_window=6)
+    return transformers.Gemma2ForCausalLM(config), "model.layers.1.post_attention_layernorm"
+
+
+def bert() -> tuple[torch.nn.Module, str]:
+    config = transformers.BertConfig(**SHAPE, **ROOM, pad_token_id=0)
+    return transformers.BertForMaskedLM(config), "bert.encoder.layer.1.attention.output.dense"
+
+
+def tiny(make) -> tuple[LanguageModel, str]:
+    torch.manual_seed(0)
+    module, site = make()
+    for weight in module.parameters():
+        # Biases start at 0 and norms at 1, and a mistake with them would not show.
+        weight.data += 0.3 * torch.randn(weight.shape)
+    return load_lm(module, tokenizer=byte_level(), context_tokens=24, name=make.__name__), site
+
+
+def rows(lm, site: str, text: str = TEXT) -> torch.Tensor:
+    ids = lm.preprocessor()(text).tensor
+    ids = ids[:, ids[0] >= 0]
+    return lm.capture_rows(ids, [site])[site][0]
+
+
+def plain(dictionary, x: torch.Tensor) -> torch.Tensor:
+    return (x - dictionary.b_dec) @ dictionary.W_enc + dictionary.b_enc
+
+
+def totals(found) -> pl.DataFrame:
+    sums = found.frame.group_by("latent", "target").agg(pl.col("contribution").cast(pl.Float64).sum())
+    return found.pre.join(sums, on=["latent", "target"]).sort("latent", "target")
+
+
+@pytest.mark.parametrize("make", [gpt2, llama, gemma2, bert])
+def test_heads_and_sources_and_the_bias_add_up_to_the_pre_activation(make):
+    lm, site = tiny(make)
+    dictionary = random_dictionary(32, 64, site)
+    dictionary.b_enc += 0.2
+    found = direct_attribution(lm, dictionary, TEXT, [3, 9, 40], targets="all")
+    expected = plain(dictionary, rows(lm, site))
+    both = totals(found)
+    assert both.height == 3 * len(expected)
+    np.testing.assert_allclose(both["pre"], expected[:, [3, 9, 40]].T.flatten(), atol=1e-4)
+    np.testing.assert_allclose(both["contribution"] + both["bias"], both["pre"], atol=1e-4)
+    assert found.about["gap"] < 1e-4
+    assert both["contribution"].abs().mean() > 0.1
+    assert found.frame.schema == DIRECT
+    assert found.pre.schema == DIRECT_PRE
+    per_head = found.heads.group_by("latent", "target").agg(pl.col("contribution").sum()).sort("latent", "target")
+    np.testing.assert_allclose(per_head["contribution"], both["contribution"], atol=1e-6)
+    per_source = found.sources.group_by("latent", "target").agg(pl.col("contribution").sum()).sort("latent", "target")
+    np.testing.assert_allclose(per_source["contribution"], both["contribution"], atol=1e-6)
+    assert found.bias.columns == ["latent", "target", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("model", "site", "given"),
+    [
+        ("lm", "gpt_neox.layers.2.attention", "Return the number of items in the list"),
+        ("clip", "visual.transformer.resblocks.1.attn", Image.effect_noise((64, 64), 60).convert("RGB")),
+        ("clip", "transformer.resblocks.1.attn", "a man with eyeglasses"),
+    ],
+)
+def test_they_add_up_in_the_shipped_models(model, site, given):
+    model = ns.load_lm("demo") if model == "lm" else ns.load_clip("demo")
+    modality = "image" if site.startswith("visual") else "text"
+    dictionary = random_dictionary(model.site(site, modality).width, 64, site)
+    prepared = model.preprocessor(modality)(given)
+    kept = slice(None) if prepared.keep is None else prepared.keep[0]
+    expected = plain(dictionary, model.capture_rows(prepared.tensor, [site], modality)[site][0][kept])
+    found = direct_attribution(model, dictionary, given, [7], targets="all")
+    both = totals(found)
+    np.testing.assert_allclose(both["pre"], expected[:, 7], atol=1e-4)
+    np.testing.assert_allclose(both["contribution"] + both["bias"], expected[:, 7], atol=1e-4)
+    if modality == "text":
+        assert "".join(found.about["tokens"]).strip().endswith("list" if model.name == "demo-lm" else "<end_of_text>")
+    else:
+        assert found.about["positions"] == 65
+        assert found.about["tokens"] is None
+
+
+def test_a_head_contributes_what_is_missing_without_it():
+    lm, site = tiny(gpt2)
+    dictionary = random_dictionary(32, 64, site)
+    found = direct_attribution(lm, dictionary, TEXT, 5, targets="all").heads
+    whole = plain(dictionary, rows(lm, site))[:, 5]
+    for head in range(4):
+        without = copy.deepcopy(lm.module)
+        without.transformer.h[1].attn.c_proj.weight.data[8 * head : 8 * head + 8] = 0
+        other = load_lm(without, tokenizer=lm.tokenizer, context_tokens=24)
+        missing = whole - plain(dictionary, rows(other, site))[:, 5]
+        own = found.filter(pl.col("head") == head).sort("target")["contribution"]
+        np.testing.assert_allclose(own, missing, atol=1e-4)
+
+
+def test_the_attention_is_that_of_the_model():
+    lm, site = tiny(llama)
+    ids = lm.preprocessor()(TEXT).tensor
+    ids = ids[:, ids[0] >= 0]
+    lm.module.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = lm.module(ids, output_attentions=True).attentions[1][0]
+    found = direct_attribution(lm, random_dictionary(32, 8, site), ids, 0, targets=[-1, 2]).frame
+    assert found["target"].unique().sort().to_list() == [2, ids.shape[1] - 1]
+    for head, target, source, attention in found.select("head", "target", "source", "attention").iter_rows():
+        assert attention == pytest.approx(float(expected[head, target, source]), abs=1e-5)
+    assert found.filter(pl.col("target") == 2).height == 4 * 3  # nothing of what comes later
+
+
+def test_before_the_output_matrix_each_head_is_read_by_its_own_block():
+    lm, _ = tiny(gpt2)
+    dictionary = random_dictionary(32, 64, "blocks.1.attn.hook_z")
+    seen = []
+    output = lm.module.transformer.h[1].attn.c_proj
+    handle = output.register_forward_pre_hook(lambda module, args: seen.append(args[0][0].detach()))
+    rows(lm, "transformer.h.1")
+    handle.remove()
+    found = direct_attribution(lm, dictionary, TEXT, [2, 5], targets="all")
+    expected = plain(dictionary, seen[-1])[:, [2, 5]]
+    both = totals(found)
+    np.testing.assert_allclose(both["pre"], expected.T.flatten(), atol=1e-4)
+    np.testing.assert_allclose(both["contribution"] + both["bias"], both["pre"], atol=1e-4)
+    by_head = (seen[-1].view(-1, 4, 8) * dictionary.W_enc[:, 2].view(4, 8)).sum(-1)
+    own = found.heads.filter(pl.col("latent") == 2).sort("target", "head")["contribution"]
+    np.testing.assert_allclose(own, by_head.flatten(), atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "constant_norm"])
+def test_rows_that_a_dictionary_normalises_add_up_too(norm):
+    lm, site = tiny(gpt2)
+    dictionary = random_dictionary(32, 64, site, row_norm=norm, budgets=None)
+    found = direct_attribution(lm, dictionary, TEXT, range(64), targets="all")
+    both = totals(found)
+    np.testing.assert_allclose(both["contribution"] + both["bias"], both["pre"], atol=1e-4)
+    z = dictionary.encode(rows(lm, site))
+    np.testing.assert_allclose(both["pre"].clip(0), z.T.flatten(), atol=1e-4)
+    np.testing.assert_allclose(both["activation"], z.T.flatten(), atol=1e-4)
+
+
+def test_by_default_the_strongest_position_of_each_latent_is_taken_apart():
+    lm, site = tiny(gpt2)
+    dictionary = random_dictionary(32, 64, site, pre_bias=False)
+    x = rows(lm, site)
+    pre = x @ dictionary.W_enc + dictionary.b_enc
+    found = direct_attribution(lm, dictionary, TEXT, [4, 8, 4])
+    assert found.pre["target"].to_list() == [int(pre[:, 4].argmax()), int(pre[:, 8].argmax())]
+    np.testing.assert_allclose(found.pre["pre"], [float(pre[:, 4].max()), float(pre[:, 8].max())], atol=1e-4)
+    assert found.about["gap"] < 1e-4
+    assert "2 latents of 'transformer.h.1.attn'" in repr(found)
+
+
+def test_an_induction_head_is_found_as_the_reason():
+    """The hand-built circuit: at a repeated token, head 0 brings what stood after the first copy, from there alone."""
+    lm = induction_circuit()
+    block = lm.module.transformer.h[1]
+    with torch.no_grad():  # head 0 copies the token it looks at
+        block.attn.c_attn.weight[:14, 2 * 52 : 2 * 52 + 14] = torch.eye(14)
+        block.attn.c_proj.weight[:14, :14] = torch.eye(14)
+    dictionary = random_dictionary(52, 8, "transformer.h.1.attn", budgets=None)
+    dictionary.W_enc[:, 0] = torch.eye(52)[6]  # reads token 6
+    ids = torch.tensor([[3, 4, 6, 9, 11, 4]])
+    found = direct_attribution(lm, dictionary, ids, 0, targets=5)
+    parts = found.frame.filter(pl.col("contribution").abs() > 1e-3)
+    assert parts.select("head", "source").rows() == [(0, 2)]
+    assert parts["attention"][0] == 1
+    assert parts["contribution"][0] == pytest.approx(float(found.pre["pre"][0] - found.pre["bias"][0]), abs=1e-4)
+
+
+def test_half_precision_adds_up_within_its_own_rounding():
+    lm = load_lm(str(ns.models.demo.demo_lm_folder()), dtype="bf16")
+    dictionary = random_dictionary(192, 64, "gpt_neox.layers.2.attention")
+    found = direct_attribution(lm, dictionary, "Return the number of items", 7, targets="all")
+    assert found.about["gap"] < 0.05 * found.pre["pre"].abs().max()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"site": "transformer.h.1"}, ConfigError, "holds the residual lane"),
+        ({"latents": [99]}, ConfigError, "0 … 63"),
+        ({"latents": []}, ConfigError, "No latents"),
+        ({"targets": [40]}, ConfigError, "the input has positions 0 … "),
+        ({"targets": []}, ConfigError, "the input has positions"),
+        ({"targets": "some"}, ConfigError, "Use 'strongest', 'all', or positions"),
+        ({"given": [TEXT, TEXT]}, InputError, "Several inputs"),
+        ({"given": ""}, InputError, "empty text"),
+        ({"given": "word " * 90}, InputError, "sees 48 at once"),
+        ({"dictionary": random_dictionary(16, 64, "transformer.h.1.attn")}, ShapeError, "has width 32"),
+    ],
+)
+def test_what_cannot_be_taken_apart_is_refused(change, error, message):
+    lm, site = tiny(gpt2)
+    asked = {"dictionary": random_dictionary(32, 64, site), "given": TEXT, "latents": [3]} | change
+    with pytest.raises(error, match=message):
+        direct_attribution(lm, asked.pop("dictionary"), asked.pop("given"), asked.pop("latents"), **asked)
+
+
+def test_a_table_that_would_be_too_long_is_refused(monkeypatch):
+    monkeypatch.setattr("nb_sae.attribution.direct.MOST_LINES", 1000)
+    lm, site = tiny(gpt2)
+    with pytest.raises(ConfigError, match="expected at most 1,000"):
+        direct_attribution(lm, random_dictionary(32, 64, site), TEXT, range(64), targets="all")
