@@ -5,15 +5,24 @@ from __future__ import annotations
 from nb_sae.plots.bias import association, error_gaps, reliance, retrieval
 from nb_sae.plots.concepts import naming, steering
 from nb_sae.plots.dictionaries import density, pareto, quality, training
+from nb_sae.plots.flow import activation_groups, deactivation, faithfulness, flow_kinds, flow_scores
 from nb_sae.plots.layers import layer_quality
+from nb_sae.plots.lens import identifiability, patch_maps
 
 __all__ = [
+    "activation_groups",
     "association",
+    "deactivation",
     "density",
     "error_gaps",
+    "faithfulness",
+    "flow_kinds",
+    "flow_scores",
+    "identifiability",
     "layer_quality",
     "naming",
     "pareto",
+    "patch_maps",
     "quality",
     "reliance",
     "retrieval",
