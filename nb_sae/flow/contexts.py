@@ -43,7 +43,7 @@ class Contexts:
         self.inputs = [inputs] if isinstance(inputs, str) or not hasattr(inputs, "__len__") else inputs
         if not len(self.inputs):
             raise InputError("No inputs were given. Give texts or pictures, at least one.")
-        self.modality = self._modality()
+        self.modality: Modality = self._modality()
 
     def __len__(self) -> int:
         return len(self.inputs)

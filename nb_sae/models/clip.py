@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
@@ -249,6 +250,19 @@ class ClipModel:
             prompts: At least two texts to choose from.
             templates: Texts with `{}` for the prompt, such as `"a photo of {}"`; their embeddings are averaged.
         """
+        classes = self.class_embeddings(prompts, templates)
+        pictures = images if _is_embedding(images) else self.encode_image(images)
+        pictures = torch.as_tensor(pictures, dtype=torch.float32, device=self.device)
+        return (self.logit_scale * torch.nn.functional.normalize(pictures, dim=-1) @ classes.T).softmax(dim=-1)
+
+    def class_embeddings(
+        self, prompts: Sequence[str], templates: Sequence[str] | None = None
+    ) -> Float[Tensor, "prompt embed_dim"]:
+        """What `zero_shot` compares pictures with: unit embeddings of the prompts, averaged over the templates.
+
+        Raises:
+            ConfigError: fewer than two prompts, or a template without `{}`.
+        """
         if isinstance(prompts, str) or len(prompts) < 2:
             raise ConfigError(f"prompts={prompts!r} leaves nothing to choose; expected a list of two or more texts.")
         wrong = [template for template in templates or () if "{}" not in template]
@@ -256,10 +270,7 @@ class ClipModel:
             raise ConfigError(f"Template {wrong[0]!r} has no {{}} for the prompt. Write for example 'a photo of {{}}'.")
         filled = [template.replace("{}", prompt) for prompt in prompts for template in templates or ["{}"]]
         embedded = self.encode_text(filled, normalize=True).unflatten(0, (len(prompts), -1)).mean(1)
-        pictures = images if _is_embedding(images) else self.encode_image(images)
-        pictures = torch.as_tensor(pictures, dtype=torch.float32, device=self.device)
-        unit = torch.nn.functional.normalize
-        return (self.logit_scale * unit(pictures, dim=-1) @ unit(embedded, dim=-1).T).softmax(dim=-1)
+        return torch.nn.functional.normalize(embedded, dim=-1)
 
     def forward(self, batch: Tensor, modality: Modality) -> Tensor:
         """Embeddings before they are normalised, `(context, embed_dim)`, of pixels or of token ids, with gradients.
