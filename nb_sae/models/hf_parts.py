@@ -222,6 +222,40 @@ class HuggingFaceParts(Parts):
         )
 
 
+class HuggingFaceTextParts(HuggingFaceParts):
+    """A Hugging Face encoder as the text tower of an open_clip model (`HFTextEncoder`)."""
+
+    def __init__(self, model: Any, stack: str, holder: nn.Module) -> None:
+        self._holder: Any = holder
+        super().__init__(model, "text", stack, self._holder.transformer)
+
+    def project(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
+        """What the tower does with its last block: pooling and projection, `(batch, embed_dim)` float32.
+
+        Raises:
+            ConfigError: `batch` is missing, by which padding is told from tokens.
+        """
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        if batch is None:
+            raise ConfigError(f"{self._title} pools over the tokens of each text. Use project(x, ids).")
+        holder, x = self._holder, x.to(self.model.device)
+        x = x if self.final_norm is None else self.final_norm(x)
+        pooler = getattr(holder.transformer, "pooler", None)
+        pooled = None if pooler is None else InFloat(pooler)(x)
+        mask = (self.model.filled(batch).to(x.device) != holder.config.pad_token_id).long()
+        output = BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)  # pyright: ignore[reportArgumentType]
+        return InFloat(holder.proj)(holder.pooler(output, mask)).float()
+
+    def final_lens(self, x: Tensor) -> Tensor:
+        """Every token by itself through the projection, `(…, embed_dim)` float32; pooling averages or picks them."""
+        x = x.to(self.model.device)
+        return InFloat(self._holder.proj)(x if self.final_norm is None else self.final_norm(x)).float()
+
+    def _read_unembed(self) -> tuple[Tensor, Tensor | None]:
+        return Parts._read_unembed(self)
+
+
 def _normalises_attention(block: nn.Module) -> bool:
     """Gemma 2 and 3 and OLMo 2 normalise what attention gives; in Llama a norm of that name comes before the MLP."""
     if not hasattr(block, "post_attention_layernorm"):

@@ -75,7 +75,7 @@ class OpenClipParts(Parts):
         A tower that pools by attention (CoCa) is given each token as an input of one token.
         """
         x = x.to(self.model.device)
-        if self.tower == "image" and getattr(self._holder, "attn_pool", None) is not None:
+        if self.tower == "image" and self._queries is not None:
             pooled = self._pooled_image(x.reshape(-1, 1, x.shape[-1]))
             return self._projected(pooled).float().unflatten(0, x.shape[:-1])
         assert self.final_norm is not None
@@ -92,22 +92,32 @@ class OpenClipParts(Parts):
 
     def _pooled_image(self, x: Tensor) -> Tensor:
         holder = self._holder
-        if getattr(holder, "attn_pool", None) is not None:
-            return holder._pool(x.to(holder.proj.dtype))[0]
-        norm, pool = InFloat(holder.ln_post), getattr(holder, "pool_type", "tok")
-        if pool not in ("tok", "avg"):
+        norm, pool, queries = InFloat(holder.ln_post), getattr(holder, "pool_type", "tok"), self._queries
+        if pool not in ("tok", "avg") or (queries is not None and holder.attn_pool_contrastive is not None):
             raise ConfigError(f"{self._title} pools by {pool!r}; expected 'tok' or 'avg'. Read image_embed instead.")
+        x = x if queries is None else InFloat(queries)(x)
 
         def pooled(y: Tensor) -> Tensor:
             return y[:, 0] if pool == "tok" else y[:, 1:].mean(dim=1)
 
-        return norm(pooled(x)) if getattr(holder, "final_ln_after_pool", False) else pooled(norm(x))
+        after = queries is None and getattr(holder, "final_ln_after_pool", False)
+        return norm(pooled(x)) if after else pooled(norm(x))
+
+    @property
+    def _queries(self) -> nn.Module | None:
+        """The attention by which CoCa pools."""
+        return getattr(self._holder, "attn_pool", None)
 
     def _pooled_text(self, x: Tensor, batch: Tensor | None) -> Tensor:
         from open_clip.transformer import text_global_pool
 
         holder = self._holder
         if getattr(holder, "cls_emb", None) is not None:  # CoCa appends a class token and normalises after pooling
+            if x.shape[1] != holder.num_pos:
+                raise ConfigError(
+                    f"{self._title} embeds a class token after the {holder.num_pos - 1} tokens of a text; got "
+                    f"{x.shape[1]} positions. Take the rows from ns.capture, which leaves it in."
+                )
             return InFloat(holder.ln_final)(x[:, -1])
         pool = getattr(holder, "text_pool_type", None) or getattr(holder, "pool_type", "argmax")
         end = getattr(holder, "text_eos_id", None) if hasattr(holder, "text_pool_type") else None
@@ -132,11 +142,11 @@ class OpenClipParts(Parts):
     def _read_attention(self, layer: int) -> AttentionParts:
         block = self._list()[layer]
         attention = block.attn
-        strange = [name for name in ("ln_inner",) if acts(attention, name)]
-        if strange or getattr(attention, "head_scale", None) is not None or attention.in_proj_weight is None:
+        scaled = any(getattr(attention, name, None) is not None for name in ("head_scale", "logit_scale"))
+        if scaled or acts(attention, "ln_inner") or attention.in_proj_weight is None:
             raise ConfigError(
-                f"The attention of block {layer} of {self._title} scales or normalises its heads before W_O; expected "
-                "plain attention. Its sites can be used, its heads cannot."
+                f"The attention of block {layer} of {self._title} scales or normalises its heads; expected plain "
+                "attention. Its sites can be used, its heads cannot."
             )
         heads = attention.num_heads
         W_O, b_O = affine(self._root, attention.out_proj)
@@ -181,14 +191,9 @@ class OpenClipParts(Parts):
         q, k, _ = nn.functional.linear(x.float(), weight, None if bias is None else bias.float()).chunk(3, dim=-1)
         heads = (attention.num_heads, -1)
         q, k = q.unflatten(-1, heads).transpose(1, 2), k.unflatten(-1, heads).transpose(1, 2)
-        if getattr(attention, "logit_scale", None) is not None:  # scaled cosine attention
-            q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
-            factor = attention.logit_scale.float().clamp(max=attention.logit_scale_max).exp()
-        else:
-            q = InFloat(attention.ln_q)(q) if hasattr(attention, "ln_q") else q
-            k = InFloat(attention.ln_k)(k) if hasattr(attention, "ln_k") else k
-            factor = q.shape[-1] ** -0.5
-        scores = q @ k.transpose(-1, -2) * factor
+        q = InFloat(attention.ln_q)(q) if hasattr(attention, "ln_q") else q
+        k = InFloat(attention.ln_k)(k) if hasattr(attention, "ln_k") else k
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if mask is not None:
             mask = mask if mask.ndim == 2 else mask.reshape(len(x), -1, *mask.shape[-2:])
             scores = scores.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()

@@ -14,7 +14,7 @@ from torch import nn
 from nb_sae.errors import ConfigError, closest
 from nb_sae.hooks import display_name, hook_points
 from nb_sae.layers import LANES, Tower
-from nb_sae.models.hf_parts import HuggingFaceParts
+from nb_sae.models.hf_parts import HuggingFaceParts, HuggingFaceTextParts
 from nb_sae.models.lens_parts import LensParts
 from nb_sae.models.open_clip_parts import OpenClipParts
 from nb_sae.models.timm_parts import TimmParts
@@ -110,14 +110,19 @@ def _text_parts(model: Any, root: nn.Module, tower: Tower) -> Parts:
 
 
 def _clip_parts(model: Any, root: nn.Module, tower: Tower) -> Parts:
-    if tower == "image" and isinstance(_at(root, "visual.trunk.blocks"), nn.Sequential | nn.ModuleList):
-        return TimmParts(model)
     if tower == "image":
+        if isinstance(_at(root, "visual.trunk.blocks"), nn.Sequential | nn.ModuleList):
+            return TimmParts(model)
         stack, holder = "visual.transformer.resblocks", _at(root, "visual")
     else:
         own = _at(root, "text")
         stack = "transformer.resblocks" if own is None else "text.transformer.resblocks"
         holder = root if own is None else own
+        inner = None if own is None else _at(own, "transformer")
+        if inner is not None and hasattr(own, "pooler"):
+            path = next((path for path in _stacks(inner) if isinstance(_at(inner, path), nn.ModuleList)), None)
+            if path is not None:
+                return HuggingFaceTextParts(model, f"text.transformer.{path}", holder)
     if holder is not None and _at(root, stack) is not None:
         return OpenClipParts(model, tower, stack, holder)
     raise _unknown(model, root)
