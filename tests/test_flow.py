@@ -150,7 +150,7 @@ def test_identical_dictionaries_give_the_identity():
 
 def test_tables_have_their_columns_and_every_latent_a_line(flow, world):
     assert (flow.edges.schema, flow.latents.schema, flow.nulls.schema) == (EDGES, FLOW_LATENTS, FLOW_NULLS)
-    assert flow.sites == (residual(0), *(name(n) for n in (1, 2, 3) for name in (attention, mlp, residual)))
+    assert flow.sites == [residual(0), *(name(n) for n in (1, 2, 3) for name in (attention, mlp, residual))]
     assert flow.latents["site"].unique(maintain_order=True).to_list() == list(flow.sites)
     assert flow.latents.height == 500 * len(flow.sites)
     # of each block: residual and two modules into the residual site, the residual site before into both modules
@@ -208,7 +208,7 @@ def test_what_enters_a_block_is_what_the_block_before_gave():
     rows = torch.eye(6)
     sites = ["blocks.0.hook_resid_pre", attention(0), residual(0)]
     flow = feature_flow({site: dictionary(rows, site) for site in reversed(sites)}, progress=False)
-    assert flow.sites == tuple(sites)
+    assert flow.sites == sites
     assert flow.latents["layer"].unique(maintain_order=True).to_list() == [-1, 0]
     with pytest.raises(ConfigError, match="are one place of the model"):
         feature_flow({s: dictionary(rows, s) for s in ("blocks.1.hook_resid_pre", residual(0))}, progress=False)
@@ -345,7 +345,7 @@ def test_kinds_say_where_an_unknown_site_lies():
     sites = {name: dictionary(rows, name) for name in ("late", "wide.3", "early", "mixer")}
     kinds = {"early": ("residual", 1), "late": Place("text", 7, "residual"), "wide.3": "residual", "mixer": ("mlp", 3)}
     flow = feature_flow(sites, kinds=kinds, progress=False)
-    assert flow.sites == ("early", "mixer", "wide.3", "late")
+    assert flow.sites == ["early", "mixer", "wide.3", "late"]
     assert flow.about["places"]["mixer"]["lane"] == "mlp"
 
 

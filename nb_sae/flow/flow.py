@@ -24,7 +24,7 @@ _TABLES = {"edges": EDGES, "latents": FLOW_LATENTS, "nulls": FLOW_NULLS}
 class FeatureFlow:
     """Latents of many sites and how they continue one another. Holds tables only."""
 
-    sites: tuple[str, ...]
+    sites: list[str]
     """In the order of the forward pass: of a block attention, MLP, residual stream; a final embedding last."""
     edges: pl.DataFrame
     """`schema.EDGES`: the nearest sources of every target latent, by pair of sites, target latent and rank."""
@@ -107,7 +107,7 @@ class FeatureFlow:
             name: read_table(folder / f"{name}.parquet", schema, again="Run feature_flow again.")
             for name, schema in _TABLES.items()
         }
-        return cls(sites=tuple(header["sites"]), about=header["about"], **tables)
+        return cls(sites=header["sites"], about=header["about"], **tables)
 
     def __repr__(self) -> str:
         kinds = self.latents["kind"].drop_nulls().value_counts(sort=True)

@@ -41,7 +41,7 @@ class _Step:
 class FlowGraph:
     """Looks up latents by number and edges by pair of sites, so that a path costs milliseconds in a large flow."""
 
-    def __init__(self, sites: tuple[str, ...], edges: pl.DataFrame, latents: pl.DataFrame, nulls: pl.DataFrame) -> None:
+    def __init__(self, sites: list[str], edges: pl.DataFrame, latents: pl.DataFrame, nulls: pl.DataFrame) -> None:
         self.sites = sites
         self.edges = edges
         self.latents = latents

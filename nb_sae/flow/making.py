@@ -81,7 +81,7 @@ def feature_flow(
             dimensions, as trained ones do.
         draws: Random rows of each null, at least 1,000.
         seed: Of the nulls.
-        block: Target latents at a time. None: as many as 64 MiB of cosines take.
+        block: Target latents at a time. None: as many as 32 MiB of cosines take.
         progress: Show how far it is.
 
     Returns:
@@ -143,7 +143,7 @@ def feature_flow(
         "revision": next((one.revision for one in dictionaries.values() if one.revision), None),
     }
     return FeatureFlow(
-        sites=tuple(found),
+        sites=list(found),
         edges=pl.concat([edges_of(one) for one in scores]),
         latents=pl.concat(latents),
         nulls=nulls_frame(scores),

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from nb_sae.errors import NonFiniteError
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 32 * 2**20
 """Of the cosines that are held at a time."""
+PART_BYTES = 4 * 2**20
+"""Of the directions that are gathered at a time; larger pieces are new memory each time, which costs more than work."""
 GROUP = 64
 """Sources whose largest cosine is taken first: the k largest of all lie in the k groups with the largest maxima."""
 SPARE = 4
@@ -69,18 +71,22 @@ def nearest_rows(
             similarity *= source_scale
         forward.look(similarity, first)
         chosen = _largest(held[: len(rows)], kept) if grouped else _ordered(similarity, kept)
-        exact = (sources[chosen] * rows[:, None]).sum(-1) * source_scale[chosen] * scale
+        exact = _products(rows, sources, chosen) * source_scale[chosen] * scale
         order = _ordered_by(exact, chosen)[:, :k]
         cosines[first : first + block] = exact.gather(1, order)
         numbers[first : first + block] = chosen.gather(1, order)
     carried_to = forward.targets
-    carried = torch.cat(
-        [
-            (sources[part] * targets[carried_to[part]]).sum(-1) * source_scale[part] * target_scale[carried_to[part]]
-            for part in torch.arange(count, device=targets.device).split(4 * block)
-        ]
-    )
+    carried = _products(sources, targets, carried_to[:, None])[:, 0] * source_scale * target_scale[carried_to]
     return Nearest(*(one.cpu() for one in (cosines.clamp(-1, 1), numbers, carried.clamp(-1, 1), carried_to)))
+
+
+def _products(
+    rows: Float[Tensor, "rows d"], others: Float[Tensor, "others d"], chosen: Int[Tensor, "rows k"]
+) -> Float[Tensor, "rows k"]:
+    """Each row with its chosen others, one sum over the width at a time."""
+    size = max(1, PART_BYTES // (4 * rows.shape[1] * chosen.shape[1]))
+    parts = zip(rows.split(size), chosen.split(size), strict=True)
+    return torch.cat([others[numbers].mul_(part[:, None]).sum(-1) for part, numbers in parts])
 
 
 def inverse_norms(rows: Float[Tensor, "rows d"], what: str) -> Float[Tensor, " rows"]:

@@ -23,7 +23,7 @@ NullName = Literal["isotropic", "covariance"]
 QUANTILE = 0.999
 LEAST_DRAWS = 1000
 """With fewer there is no 99.9th percentile to speak of."""
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 32 * 2**20
 _GRID = 4096
 _EULER = 0.5772156649015329
 
@@ -78,13 +78,18 @@ def isotropic_null(d_in: int, count: int, *, draws: int, seed: int) -> Float[Ten
     Both in uniform directions; the rows they are compared with are drawn a block at a time and not kept.
     """
     generator = torch.Generator().manual_seed(seed)
-    targets = F.normalize(torch.randn(draws, d_in, generator=generator), dim=-1)
+    targets = _uniform(draws, d_in, generator)
     block = max(1, BLOCK_BYTES // (4 * max(draws, d_in)))
     best = torch.full((draws,), -torch.inf)
     for first in range(0, count, block):
-        rows = F.normalize(torch.randn(min(block, count - first), d_in, generator=generator), dim=-1)
+        rows = _uniform(min(block, count - first), d_in, generator)
         torch.maximum(best, (rows @ targets.T).amax(0), out=best)
     return best.sort().values
+
+
+def _uniform(rows: int, d_in: int, generator: torch.Generator) -> Float[Tensor, "rows d_in"]:
+    drawn = torch.randn(rows, d_in, generator=generator)
+    return drawn.div_(drawn.norm(dim=-1, keepdim=True))
 
 
 @torch.no_grad()
