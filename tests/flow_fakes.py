@@ -104,7 +104,7 @@ def _blank(count: int) -> dict:
     floats = ("s_residual", "s_attention", "s_mlp", "p_residual", "p_attention", "p_mlp", "carried", "p_carried")
     numbers = ("match_residual", "match_attention", "match_mlp", "carried_to")
     empty = pl.Series([None] * count)
-    return {"kind": empty, **{name: empty for name in floats}, **{name: empty for name in numbers}}
+    return {"kind": empty, **dict.fromkeys((*floats, *numbers), empty)}
 
 
 def _edges(rng, before, place, source, cosine, top, lane, threshold, d_sae) -> dict[str, np.ndarray]:
@@ -143,5 +143,7 @@ def fake_tree(d_sae: int = 60) -> pl.DataFrame:
     for child in range(4, d_sae):
         parent, level = (child % 4, 1) if child < 16 else (4 + child % 12, 2)
         base = 0.02 + 0.01 * (child % 7)
-        lines.append((parent, child, level - 1, level, 40 + child, 0.9 - 0.005 * child % 0.3, base, 0.9 / base, 1e-6, 1e-4))
+        lines.append(
+            (parent, child, level - 1, level, 40 + child, 0.9 - 0.005 * child % 0.3, base, 0.9 / base, 1e-6, 1e-4)
+        )
     return pl.DataFrame(lines, schema=schema.TREE, orient="row")

@@ -122,8 +122,8 @@ class Canvas:
         """Put a picture of drawn pixels with its left upper corner at `at`."""
         self.image.paste(picture, (round(at[0] * SCALE), round(at[1] * SCALE)))
 
-    def png(self) -> bytes:
-        """Encoded; with fewer colours, then smaller, where it would be too large."""
+    def png(self, max_bytes: int = MAX_BYTES) -> bytes:
+        """Encoded; with fewer colours, then smaller, where it would be larger than `max_bytes`."""
         tries = (
             lambda: self.image,
             lambda: self.image.quantize(256, dither=Image.Dither.NONE),
@@ -135,7 +135,7 @@ class Canvas:
             out = io.BytesIO()
             attempt().save(out, "PNG", compress_level=7)
             data = out.getvalue()
-            if len(data) <= MAX_BYTES:
+            if len(data) <= max_bytes:
                 break
         return data
 
@@ -219,10 +219,10 @@ def _draw_pictures(
         side = _TILE * SCALE
         canvas.box((x, top, x + _TILE, top + _TILE), _LINE)
         if found["thumb"] >= 0:
-            tile = _tile(thumbs[found["thumb"]], row["map"], analysis.site.grid, side)
-            canvas.paste(tile, (x + (_TILE - tile.width / SCALE) / 2, top + (_TILE - tile.height / SCALE) / 2))
+            drawn = tile(thumbs[found["thumb"]], row["map"], analysis.site.grid, side)
+            canvas.paste(drawn, (x + (_TILE - drawn.width / SCALE) / 2, top + (_TILE - drawn.height / SCALE) / 2))
             if row["at"] >= 0 and len(row["map"]):
-                _frame_peak(canvas, row["at"], analysis.site.grid, tile, (x, top))
+                _frame_peak(canvas, row["at"], analysis.site.grid, drawn, (x, top))
         else:
             canvas.text((x + 22, top + 42), "no picture", size=10, fill=_DIM)
         used = canvas.text((x, top + _TILE + 4), sig3(row["act"]), size=10.5, bold=True)
@@ -235,7 +235,8 @@ def _short(key: str) -> str:
     return visible_text(key).replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def _tile(webp: bytes, heat: Sequence[int], grid: tuple[int, int] | None, side: int) -> Image.Image:
+def tile(webp: bytes, heat: Sequence[int], grid: tuple[int, int] | None, side: int) -> Image.Image:
+    """A picture whose long side is `side` drawn pixels, its heat map over it."""
     with Image.open(io.BytesIO(webp)) as opened:
         picture = opened.convert("RGB")
     factor = side / max(picture.size)
