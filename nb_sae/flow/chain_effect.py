@@ -47,7 +47,8 @@ class ChainEffect:
     """`schema.GENERATIONS`: what a language model writes after each prompt, before and after; None for a CLIP."""
     about: Mapping[str, Any]
     """`site`, `latent`, `steps` (site, latent, layer, strength), `toward`, `measure`, `effect`, and `p`: the share of
-    controls whose effect is as large, (1 + those) / (1 + controls); null without controls."""
+    controls whose effect is as large in the direction of the push (up where the latent is raised, down where it is
+    lowered), (1 + those) / (1 + controls); null without controls."""
 
     def __repr__(self) -> str:
         about = self.about
@@ -129,6 +130,8 @@ def chain_effect(
         for number, (end, (before, after, cost)) in enumerate(zip(ends, measured, strict=True))
     ]
     frame = pl.DataFrame(lines, schema=CHAIN_EFFECT, orient="row")
+    # A strong push along anything else lowers the log-probability of most tokens: only the direction asked for counts.
+    direction = -1 if strength < (1 if what == "scale" else 0) else 1
     effect, rest = lines[0][5], [line[5] for line in lines[1:]]
     about = {
         "site": site,
@@ -140,7 +143,7 @@ def chain_effect(
         "toward": shown,
         "measure": readout.name,
         "effect": effect,
-        "p": (1 + sum(abs(one) >= abs(effect) for one in rest)) / (1 + len(rest)) if rest else None,
+        "p": (1 + sum(direction * one >= direction * effect for one in rest)) / (1 + len(rest)) if rest else None,
         "seed": seed,
     }
     return ChainEffect(frame, _written(model, inputs, edits, others, tokens, write), about)
