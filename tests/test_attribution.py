@@ -9,6 +9,8 @@ import torch
 import transformers
 from linear_readout import D_SAE, linear_lm, prompts, random_dictionary
 from PIL import Image
+from test_lm import bridge as bridge
+from test_lm import folder as folder
 from torch.nn import functional as F
 
 import nb_sae as ns
@@ -114,6 +116,17 @@ def test_integrated_gradients_sum_to_what_all_latents_do_and_the_gradient_does_n
     assert abs(rough.about["gap"]) > 10 * abs(path.about["gap"])
 
 
+def test_a_bridge_of_transformer_lens_gives_what_the_model_itself_gives(bridge, folder):
+    wrapped, itself = load_lm(bridge, context_tokens=12), load_lm(folder, context_tokens=12)
+    ids = prompts(2, 7, 200)
+    for method in ("gradient", "integrated"):
+        own = attribute(itself, random_dictionary(32, 64, "transformer.h.1"), ids, log_prob(20), method=method)
+        other = attribute(wrapped, random_dictionary(32, 64, "blocks.1.hook_out"), ids, log_prob(20), method=method)
+        np.testing.assert_allclose(
+            own.latents.sort("latent")["attribution"], other.latents.sort("latent")["attribution"], atol=1e-6
+        )
+
+
 def test_the_path_ends_where_the_model_is_without_latents(lm):
     dictionary = random_dictionary(192, 256, BLOCK)
     path = attribute(lm, dictionary, TEXT, logit(20), method="integrated", steps=1)
@@ -139,11 +152,33 @@ def test_without_its_error_the_model_goes_on_with_the_reconstruction(lm):
     assert abs(float(whole - expected)) > 0.1
 
 
+def test_inputs_are_prepared_batch_by_batch_and_few_are_kept(clip, pictures, monkeypatch):
+    asked = []
+
+    class Counted(list):
+        def __getitem__(self, index):
+            asked.append(index)
+            return super().__getitem__(index)
+
+    dictionary = random_dictionary(128, 64, "image_embed")
+    found = attribute(clip, dictionary, Counted(pictures), cosine_to("a hat"), batch=1)
+    found.faithfulness([1], orders=2)
+    assert asked == [0, 1, 2]
+    monkeypatch.setattr("nb_sae.attribution.batches.KEPT_BYTES", 2 * 3 * 64 * 64 * 4)
+    asked.clear()
+    again = attribute(clip, dictionary, Counted(pictures), cosine_to("a hat"), batch=1)
+    assert again.faithfulness([1], orders=2).equals(found.faithfulness([1], orders=2))
+    assert asked.count(0) == 1
+    assert asked.count(2) > 2
+
+
 def test_batches_and_padding_change_nothing(lm):
     dictionary = random_dictionary(192, 256, BLOCK)
     texts = [TEXT, "Return a copy", "The"]
     alone = [attribute(lm, dictionary, text, log_prob(20)) for text in texts]
     together = attribute(lm, dictionary, texts, log_prob(20), batch=3)
+    assert together.about["tokens"][1] == ["Return", " a", " copy"]
+    assert list(together.about["tokens"]) == [0, 1, 2]
     assert together.about["value"] == pytest.approx(sum(one.about["value"] for one in alone), abs=1e-4)
     lines = pl.concat([one.tokens.with_columns(input_id=pl.lit(i, pl.UInt32)) for i, one in enumerate(alone)])
     keys = ["input_id", "token", "latent"]

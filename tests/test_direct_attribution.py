@@ -12,7 +12,9 @@ import transformers
 from hand_built import induction_circuit
 from linear_readout import random_dictionary
 from PIL import Image
+from test_lm import bridge as bridge
 from test_lm import byte_level
+from test_lm import folder as folder
 
 import nb_sae as ns
 from nb_sae.attribution.direct import direct_attribution
@@ -92,6 +94,19 @@ def test_heads_and_sources_and_the_bias_add_up_to_the_pre_activation(make):
     per_source = found.sources.group_by("latent", "target").agg(pl.col("contribution").sum()).sort("latent", "target")
     np.testing.assert_allclose(per_source["contribution"], both["contribution"], atol=1e-6)
     assert found.bias.columns == ["latent", "target", "bias"]
+
+
+@pytest.mark.parametrize("site", ["blocks.1.attn.hook_out", "blocks.1.hook_attn_out", "blocks.1.attn.hook_z"])
+def test_they_add_up_in_a_bridge_of_transformer_lens_as_in_the_model_itself(bridge, folder, site):
+    lm, itself = load_lm(bridge, context_tokens=12), load_lm(folder, context_tokens=12)
+    dictionary = random_dictionary(32, 16, site)
+    ids = itself.preprocessor()(TEXT).tensor[:1, :9]
+    found = direct_attribution(lm, dictionary, ids, [3, 5], targets="all")
+    assert found.about["gap"] < 1e-4
+    own = site if site.endswith("hook_z") else "transformer.h.1.attn"
+    expected = direct_attribution(itself, dictionary, ids, [3, 5], targets="all", site=own)
+    np.testing.assert_allclose(found.frame["contribution"], expected.frame["contribution"], atol=1e-5)
+    np.testing.assert_allclose(found.pre["pre"], expected.pre["pre"], atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import torch
 from jaxtyping import Bool
@@ -18,6 +18,8 @@ from nb_sae.models.tokens import PADDING
 from nb_sae.types import Modality, Prepared, Tokens
 
 TowerModel = LanguageModel | ClipModel
+KEPT_BYTES = 2**28
+"""Prepared inputs that are kept for the next pass over them: 256 MB, 445 pictures of 224 pixels."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Tower:
     model: TowerModel
     modality: Modality
     site: str
-    prefix_tokens: int = 0
-    batches: Sequence[Batch] = field(default_factory=list, repr=False)
+    prefix_tokens: int
+    batches: Batches = field(repr=False)
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.batches)
@@ -64,7 +66,7 @@ class Tower:
     @property
     def inputs(self) -> int:
         """How many."""
-        return sum(len(batch.given) for batch in self.batches)
+        return self.batches.inputs
 
 
 def tower_of(model: Any, site: str, inputs: Any, *, batch: int, d_in: int | None = None) -> Tower:
@@ -94,16 +96,80 @@ def tower_of(model: Any, site: str, inputs: Any, *, batch: int, d_in: int | None
             f"Site {site!r} of {model.name} has width {found.width}; the dictionary takes {d_in}. Give the model and "
             "site that it was trained on, or site=."
         )
-    return Tower(model, modality, site, found.prefix_tokens, batches_of(model, modality, inputs, batch=batch))
+    batches = Batches(model, modality, inputs, batch)
+    return Tower(model, modality, site, found.prefix_tokens, batches)
 
 
-def batches_of(model: TowerModel, modality: Modality, inputs: Any, *, batch: int) -> list[Batch]:
-    """Inputs cut into batches for one tower; arguments and errors are those of `tower_of`."""
-    if batch < 1:
-        raise ConfigError(f"batch={batch}: expected at least one context per forward pass.")
-    if isinstance(inputs, Tensor):
-        return _tensor_batches(model, modality, inputs, batch)
-    return _prepared_batches(model, modality, inputs, batch)
+class Batches(Sequence[Batch]):
+    """Inputs of one tower, batch by batch, prepared when they are asked for and kept as far as they are few.
+
+    Arguments and errors are those of `tower_of`.
+    """
+
+    def __init__(self, model: TowerModel, modality: Modality, inputs: Any, batch: int) -> None:
+        if batch < 1:
+            raise ConfigError(f"batch={batch}: expected at least one context per forward pass.")
+        self._model, self._modality, self._batch = model, modality, batch
+        self._inputs = (_tensor if isinstance(inputs, Tensor) else _listed)(model, modality, inputs)
+        longest = None if isinstance(model, ClipModel) else model.max_context_tokens or model.context_tokens
+        prepared = isinstance(inputs, Tensor)
+        self._prepare = None if prepared else model.preprocessor(modality, context_tokens=longest)
+        self._kept: dict[int, Batch] = {}
+        self._kept_bytes = 0
+
+    @property
+    def inputs(self) -> int:
+        """How many inputs there are."""
+        return len(self._inputs)
+
+    def __len__(self) -> int:
+        return -(-len(self._inputs) // self._batch)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        if index not in self._kept:
+            made = self._made(range(index * self._batch, min((index + 1) * self._batch, len(self._inputs))))
+            if self._kept_bytes + made.given.nbytes > KEPT_BYTES:
+                return made
+            self._kept[index] = made
+            self._kept_bytes += made.given.nbytes
+        return self._kept[index]
+
+    def _made(self, numbers: range) -> Batch:
+        if self._prepare is None:
+            return Batch(numbers, self._inputs[numbers.start : numbers.stop])
+        prepared = [self._one(self._prepare, number) for number in numbers]
+        given = torch.cat([one.tensor for one in prepared])
+        if self._modality == "image":
+            return Batch(numbers, given)
+        # A CLIP's text tower wants its own length; of a language model the longest prompt of the batch sets it.
+        stop = int((given != PADDING).sum(-1).max()) if isinstance(self._model, LanguageModel) else given.shape[1]
+        marks = [one.special for one in prepared if one.special is not None]
+        return Batch(numbers, given[:, :stop].clone(), torch.cat(marks)[:, :stop].clone() if marks else None)
+
+    def _one(self, prepare: Callable[[Any], Prepared], number: int) -> Prepared:
+        given = self._inputs[number]
+        if isinstance(given, str) and not given:
+            raise InputError(f"Input {number} is an empty text; expected at least one token. Leave it out.")
+        if (self._modality == "text") != isinstance(given, str):
+            raise InputError(
+                f"Input {number} is a {type(given).__name__}; this site takes {self._modality}s. Give those."
+            )
+        prepared = prepare(given)
+        if len(prepared.tensor) > 1 and isinstance(self._model, LanguageModel):
+            tokens = int((prepared.tensor != PADDING).sum())
+            raise InputError(
+                f"Input {number} has {tokens} tokens; {self._model.name} sees {prepared.tensor.shape[1]} at once, and "
+                "what it says of one window knows nothing of the others. Cut the text."
+            )
+        return prepared
 
 
 def output_of(model: TowerModel, given: Tensor, modality: Modality) -> Tensor:
@@ -129,28 +195,32 @@ def _modality(model: TowerModel, site: str) -> tuple[Modality, Any]:
     return "text", model.site(site, "text")
 
 
-def _tensor_batches(model: TowerModel, modality: Modality, given: Tensor, batch: int) -> list[Batch]:
+def _tensor(model: TowerModel, modality: Modality, given: Tensor) -> Tensor:
+    """Pixels or token ids that the tower takes, `(context, …)`."""
     given = given[None] if given.ndim in (1, 3) else given
-    whole = 4 if modality == "image" else 2
-    if given.ndim != whole or given.is_floating_point() != (modality == "image"):
+    axes = 4 if modality == "image" else 2
+    if given.ndim != axes or given.is_floating_point() != (modality == "image"):
         expected = "pixels (context, 3, h, w)" if modality == "image" else "token ids (context, position)"
         raise ShapeError(f"Got {given.dtype} of shape {tuple(given.shape)} as inputs; expected {expected}.")
     if not given.numel():
         raise InputError(f"Inputs of shape {tuple(given.shape)} hold nothing. Give at least one with a token.")
-    if modality == "text":
-        if isinstance(model, LanguageModel):
-            _check_length(model, given.shape[1])
-            given = model.contexts(given)
-        empty = (given == PADDING).all(-1).nonzero()
-        if len(empty):
-            raise InputError(f"Input {int(empty[0])} has no tokens, only padding. Leave it out.")
-    return [
-        Batch(range(start, min(start + batch, len(given))), given[start : start + batch])
-        for start in range(0, len(given), batch)
-    ]
+    if modality == "image":
+        return given
+    if isinstance(model, LanguageModel):
+        longest = model.max_context_tokens
+        if longest is not None and given.shape[1] > longest:
+            raise InputError(
+                f"The prompt has {given.shape[1]} tokens; {model.name} sees {longest} at once. Cut it to {longest}."
+            )
+        given = model.contexts(given)
+    empty = (given == PADDING).all(-1).nonzero()
+    if len(empty):
+        raise InputError(f"Input {int(empty[0])} has no tokens, only padding. Leave it out.")
+    return given
 
 
-def _prepared_batches(model: TowerModel, modality: Modality, inputs: Any, batch: int) -> list[Batch]:
+def _listed(model: TowerModel, modality: Modality, inputs: Any) -> Any:
+    """Inputs as a sequence."""
     listed: Any = [inputs] if isinstance(inputs, str) or not hasattr(inputs, "__len__") else inputs
     if getattr(listed, "modality", modality) != modality:
         raise InputError(
@@ -159,48 +229,4 @@ def _prepared_batches(model: TowerModel, modality: Modality, inputs: Any, batch:
         )
     if not len(listed):
         raise ConfigError("No inputs were given. Give a text, a picture, or several.")
-    prepare = model.preprocessor(modality, context_tokens=_longest(model))
-    made = []
-    for start in range(0, len(listed), batch):
-        numbers = range(start, min(start + batch, len(listed)))
-        prepared = [_one(model, prepare, listed[number], number, modality) for number in numbers]
-        given = torch.cat([one.tensor for one in prepared])
-        special = None
-        if modality == "text":
-            stop = max(int((given != PADDING).sum(-1).max()), 1) if isinstance(model, LanguageModel) else given.shape[1]
-            marks = [
-                torch.zeros_like(one.tensor, dtype=torch.bool) if one.special is None else one.special
-                for one in prepared
-            ]
-            given, special = given[:, :stop], torch.cat(marks)[:, :stop]
-        made.append(Batch(numbers, given, special))
-    return made
-
-
-def _one(model: TowerModel, prepare: Any, given: Any, number: int, modality: Modality) -> Prepared:
-    if modality == "text" and isinstance(given, str) and not given:
-        raise InputError(f"Input {number} is an empty text; expected at least one token. Leave it out.")
-    if (modality == "text") != isinstance(given, str):
-        raise InputError(f"Input {number} is a {type(given).__name__}; this site takes {modality}s. Give those.")
-    prepared = prepare(given)
-    if len(prepared.tensor) > 1 and isinstance(model, LanguageModel):
-        tokens = int((prepared.tensor != PADDING).sum())
-        raise InputError(
-            f"Input {number} has {tokens} tokens; {model.name} sees {prepared.tensor.shape[1]} at once, and what it "
-            "says of one window knows nothing of the others. Cut the text."
-        )
-    return prepared
-
-
-def _longest(model: TowerModel) -> int | None:
-    if isinstance(model, ClipModel):
-        return None
-    return model.max_context_tokens or model.context_tokens
-
-
-def _check_length(model: LanguageModel, positions: int) -> None:
-    longest = model.max_context_tokens
-    if longest is not None and positions > longest:
-        raise InputError(
-            f"The prompt has {positions} tokens; {model.name} sees {longest} at once. Cut the prompt to {longest}."
-        )
+    return listed

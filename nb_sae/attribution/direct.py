@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nb_sae.attribution.attention import ReadAttention, read_attention
-from nb_sae.attribution.batches import Batch, batches_of
+from nb_sae.attribution.batches import Batch, Batches
 from nb_sae.attribution.schema import DIRECT, DIRECT_PRE
 from nb_sae.errors import ConfigError, InputError
 from nb_sae.models.parts import heads_sum
@@ -108,8 +108,8 @@ def direct_attribution(
     if not chosen:
         raise ConfigError("No latents were given. Name at least one.")
     read = read_attention(model, dictionary, site)
-    batches = batches_of(model, read.parts.tower, given, batch=2)
-    if len(batches) != 1 or len(batches[0].given) != 1:
+    batches = Batches(model, read.parts.tower, given, 1)
+    if len(batches) != 1:
         raise InputError("Several inputs were given; one is taken apart at a time. Give one, such as texts[0].")
     batch = batches[0]
     run = read.parts.attention_run(batch.given, [read.weights.layer])[read.weights.layer]
@@ -210,7 +210,7 @@ class _Taken:
     def totals(self, j: int, latent: int, targets: Sequence[int]) -> pl.DataFrame:
         """`schema.DIRECT_PRE` of one latent."""
         at = list(targets)
-        columns = {name: getattr(self, name)[at, j].double().cpu().numpy() for name in ("pre", "bias", "activation")}
+        columns = {name: getattr(self, name)[at, j].cpu().double().numpy() for name in ("pre", "bias", "activation")}
         return pl.DataFrame({"latent": [latent] * len(at), "target": at, **columns}, schema=DIRECT_PRE)
 
 

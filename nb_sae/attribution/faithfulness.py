@@ -82,7 +82,7 @@ def _metric(readout: Readout, off: Sequence[int] | NDArray[np.unsignedinteger], 
     def change(code: Code) -> Tensor:
         return readout.base(code) - code.written(code.values * is_off[code.indices]) + filling * code.scale
 
-    return sum(float(readout.values(batch, change).double().sum()) for batch in readout.tower)
+    return sum(float(readout.values(batch, change).cpu().double().sum()) for batch in readout.tower)
 
 
 def _means(readout: Readout) -> Tensor:
@@ -90,6 +90,6 @@ def _means(readout: Readout) -> Tensor:
     total, rows = torch.zeros(readout.dictionary.d_sae, dtype=torch.float64), 0
     for batch in readout.tower:
         code = readout.code(batch)[1]
-        total.index_add_(0, code.indices.flatten().cpu(), code.values.flatten().double().cpu())
+        total.index_add_(0, code.indices.flatten().cpu(), code.values.flatten().cpu().double())
         rows += len(code.x)
     return (total / max(rows, 1)).float()

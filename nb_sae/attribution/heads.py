@@ -72,5 +72,5 @@ def head_weights(
 
 def _shares(norms: Tensor) -> np.ndarray:
     """Of the sum over the first axis, 0 where that is 0."""
-    norms = norms.double()
-    return (norms / norms.sum(0).clamp_min(1e-300)).cpu().numpy()
+    norms = norms.cpu().double()
+    return (norms / norms.sum(0).clamp_min(1e-300)).numpy()

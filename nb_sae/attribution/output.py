@@ -16,12 +16,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from nb_sae.attribution.batches import Batch, tower_of
+from nb_sae.attribution.batches import Batch, Tower, tower_of
 from nb_sae.attribution.faithfulness import faithfulness
 from nb_sae.attribution.output_metrics import Metric, OutputMetric, bound
 from nb_sae.attribution.readout import Code, Readout
 from nb_sae.attribution.schema import ATTRIBUTED, ATTRIBUTED_TOKENS
 from nb_sae.errors import ConfigError
+from nb_sae.models.tokens import PADDING
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import latent_number, listed
 from nb_sae.types import Tokens
@@ -33,6 +34,8 @@ BATCH = 8
 """Contexts per forward pass."""
 PER_TOKEN = 64
 """Latents of each token that are listed, the strongest by |attribution|; `latents` counts all of them."""
+SPELLED = 64
+"""Texts whose tokens are spelled in `about`."""
 MOST_ABLATED = 256
 """Active latents of one batch beyond which method "ablation" asks for a choice: each one is a forward pass."""
 
@@ -49,8 +52,8 @@ class Attribution:
     about: Mapping[str, Any]
     """Method, metric, site, model, inputs, rows, and sums over the inputs: `value` of the metric; `error`, the share of
     the reconstruction error; `bias`, that of `b_dec` (gradient only); `none`, the metric with all latents at 0, and
-    `gap`, the sum of the attributions less value − none (both of method "integrated" only). `note` says what is
-    degenerate, or nothing."""
+    `gap`, the sum of the attributions less value − none (both of method "integrated" only). `tokens` spells the
+    positions of the first texts, by input. `note` says what is degenerate, or nothing."""
     readout: Readout = field(compare=False)
     """How to run the model again."""
 
@@ -173,7 +176,8 @@ def attribute(
         "model": tower.model.name,
         "inputs": tower.inputs,
         "rows": sums.count,
-        "tokens": tokens,
+        "counted": tokens,
+        "tokens": _spelled(tower),
         "keep_error": keep_error,
         "steps": steps if method == "integrated" else None,
         **{name: sums.totals.get(name) for name in ("value", "error", "bias", "none", "gap")},
@@ -202,7 +206,8 @@ def _along_path(readout: Readout, batch: Batch, sums: _Sums, steps: int) -> None
     attributions = code.along(mean)
     sums.add(batch, code, attributions, _error_share(readout, code, mean), value=value)
     sums.total("none", none)
-    sums.total("gap", torch.cat([attributions.double().flatten(), (none - value).double()]))
+    sums.total("gap", attributions)
+    sums.total("gap", none - value)
 
 
 def _by_ablation(readout: Readout, batch: Batch, sums: _Sums) -> None:
@@ -219,7 +224,7 @@ def _by_ablation(readout: Readout, batch: Batch, sums: _Sums) -> None:
     for latent in active:
         own = code.written(code.values * (code.indices == latent))
         without = readout.values(batch, lambda code, own=own: readout.base(code) - own)
-        effect[latent] = (value - without).double().sum().cpu()
+        effect[latent] = (value - without).cpu().double().sum()
     error = torch.zeros(len(code.x))
     sums.add(batch, code, None, error, value=value)
     sums.attribution += effect.numpy()
@@ -245,7 +250,7 @@ class _Sums:
 
     def total(self, name: str, values: Tensor) -> None:
         """Add to a sum over the inputs."""
-        self.totals[name] = self.totals.get(name, 0.0) + float(values.detach().double().sum())
+        self.totals[name] = self.totals.get(name, 0.0) + float(values.detach().cpu().double().sum())
 
     def add(self, batch: Batch, code: Code, attributions: Tensor | None, error: Tensor, *, value: Tensor) -> None:
         """Count the rows of a batch; without attributions, only what is active."""
@@ -254,10 +259,10 @@ class _Sums:
         self.count += len(code.x)
         active = code.values != 0
         index = code.indices[active].cpu().numpy()
-        np.add.at(self.activation, index, code.values[active].double().cpu().numpy())
+        np.add.at(self.activation, index, code.values[active].cpu().double().numpy())
         np.add.at(self.rows, index, 1)
         if attributions is not None:
-            np.add.at(self.attribution, index, attributions[active].double().cpu().numpy())
+            np.add.at(self.attribution, index, attributions[active].cpu().double().numpy())
             self._lines.append(self._listed(batch, code, attributions, error))
 
     def latents_frame(self) -> pl.DataFrame:
@@ -307,11 +312,19 @@ class _Sums:
                 "token": np.concatenate([token[row_number], token]),
                 "latent": [*code.indices[row, at].tolist(), *[None] * many],
                 "activation": [*code.values[row, at].tolist(), *[None] * many],
-                "attribution": torch.cat([attributions[row, at], error.to(attributions.device)]).double().cpu().numpy(),
+                "attribution": torch.cat([attributions[row, at], error.to(attributions.device)]).cpu().double().numpy(),
             },
             schema=ATTRIBUTED_TOKENS,
         )
         return lines.sort("input_id", "token", maintain_order=True)
+
+
+def _spelled(tower: Tower) -> dict[int, list[str]]:
+    """The text of every position of the first texts; nothing for pictures or without a tokenizer."""
+    if tower.modality == "image" or tower.model.tokenizer is None:
+        return {}
+    first = [(i, ids) for batch in tower.batches[:SPELLED] for i, ids in zip(batch.inputs, batch.given, strict=True)]
+    return {i: tower.model.token_strings(ids[ids != PADDING].tolist()) for i, ids in first[:SPELLED]}
 
 
 def _site(dictionary: Dictionary, site: str | None) -> str:

@@ -172,7 +172,7 @@ class RandomTokens:
         found: dict[int, list[Tensor]] = {layer: [] for layer in wanted}
         for some in batch.split(CONTEXTS_AT_A_TIME):
             for layer, (pattern, _) in self._parts.attention_run(some, wanted).items():
-                found[layer].append(pattern.double().cpu())
+                found[layer].append(pattern.cpu().double())
         return {layer: torch.cat(ones) for layer, ones in found.items()}
 
     def named(self, layer: int, heads: int) -> dict[str, list[Any]]:
