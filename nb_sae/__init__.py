@@ -58,9 +58,38 @@ _HOME = {
     "bias_report": "nb_sae.concepts.bias.making:bias_report",
     "BiasReport": "nb_sae.concepts.bias.report:BiasReport",
     "ConceptEditor": "nb_sae.concepts.editor:ConceptEditor",
+    "layer_sites": "nb_sae.models.parts:layer_sites",
+    "train_all": "nb_sae.sae.many:train_all",
+    "Trainings": "nb_sae.sae.many:Trainings",
+    "recovered": "nb_sae.flow.recovered:recovered",
+    "layer_quality": "nb_sae.flow.quality:layer_quality",
+    "feature_flow": "nb_sae.flow.making:feature_flow",
+    "FeatureFlow": "nb_sae.flow.flow:FeatureFlow",
+    "activation_groups": "nb_sae.flow.groups:activation_groups",
+    "deactivate": "nb_sae.flow.deactivation:deactivate",
+    "steer_chain": "nb_sae.flow.chain_steering:steer_chain",
+    "chain_effect": "nb_sae.flow.chain_effect:chain_effect",
+    "transcode": "nb_sae.flow.transcoding:transcode",
+    "level_tree": "nb_sae.flow.levels:level_tree",
+    "concept_flow": "nb_sae.flow.concept_flow:concept_flow",
+    "head_weights": "nb_sae.attribution.heads:head_weights",
+    "head_scores": "nb_sae.attribution.patterns:head_scores",
+    "induction_curve": "nb_sae.attribution.patterns:induction_curve",
+    "direct_attribution": "nb_sae.attribution.direct:direct_attribution",
+    "attribute": "nb_sae.attribution.output:attribute",
+    "logit": "nb_sae.attribution.output_metrics:logit",
+    "log_prob": "nb_sae.attribution.output_metrics:log_prob",
+    "logit_difference": "nb_sae.attribution.output_metrics:logit_difference",
+    "cosine_to": "nb_sae.attribution.output_metrics:cosine_to",
+    "logit_lens": "nb_sae.analysis.lens:logit_lens",
+    "neuron_lens": "nb_sae.attribution.neurons:neuron_lens",
+    "vision_lens": "nb_sae.attribution.vision_lens:vision_lens",
+    "reader": "nb_sae.analysis.reading:reader",
     "FeatureDashboard": "nb_sae.widgets.feature:FeatureDashboard",
     "ConceptDashboard": "nb_sae.widgets.concept:ConceptDashboard",
     "BiasDashboard": "nb_sae.widgets.bias:BiasDashboard",
+    "AttributionStrip": "nb_sae.widgets.attribution:AttributionStrip",
+    "FlowDashboard": "nb_sae.widgets.flow:FlowDashboard",
     "show": "nb_sae.widgets.base:show",
     "report": "nb_sae.reporting.report:report",
     "doctor": "nb_sae.diagnosis:doctor",
@@ -73,11 +102,24 @@ if TYPE_CHECKING:
     from nb_sae import plots as plots
     from nb_sae import types as types
     from nb_sae.analysis.bundle import Analysis as Analysis
+    from nb_sae.analysis.lens import logit_lens as logit_lens
     from nb_sae.analysis.part import PartialAnalysis as PartialAnalysis
     from nb_sae.analysis.quality import pca_quality as pca_quality
+    from nb_sae.analysis.reading import reader as reader
     from nb_sae.analysis.scan import analyze as analyze
     from nb_sae.analysis.scan import analyze_part as analyze_part
     from nb_sae.analysis.scan import merge_analyses as merge_analyses
+    from nb_sae.attribution.direct import direct_attribution as direct_attribution
+    from nb_sae.attribution.heads import head_weights as head_weights
+    from nb_sae.attribution.neurons import neuron_lens as neuron_lens
+    from nb_sae.attribution.output import attribute as attribute
+    from nb_sae.attribution.output_metrics import cosine_to as cosine_to
+    from nb_sae.attribution.output_metrics import log_prob as log_prob
+    from nb_sae.attribution.output_metrics import logit as logit
+    from nb_sae.attribution.output_metrics import logit_difference as logit_difference
+    from nb_sae.attribution.patterns import head_scores as head_scores
+    from nb_sae.attribution.patterns import induction_curve as induction_curve
+    from nb_sae.attribution.vision_lens import vision_lens as vision_lens
     from nb_sae.concepts.bias.making import bias_report as bias_report
     from nb_sae.concepts.bias.report import BiasReport as BiasReport
     from nb_sae.concepts.counts import count_concepts as count_concepts
@@ -97,10 +139,22 @@ if TYPE_CHECKING:
     from nb_sae.data.utkface import utkface as utkface
     from nb_sae.data.vocabulary import vocabulary as vocabulary
     from nb_sae.diagnosis import doctor as doctor
+    from nb_sae.flow.chain_effect import chain_effect as chain_effect
+    from nb_sae.flow.chain_steering import steer_chain as steer_chain
+    from nb_sae.flow.concept_flow import concept_flow as concept_flow
+    from nb_sae.flow.deactivation import deactivate as deactivate
+    from nb_sae.flow.flow import FeatureFlow as FeatureFlow
+    from nb_sae.flow.groups import activation_groups as activation_groups
+    from nb_sae.flow.levels import level_tree as level_tree
+    from nb_sae.flow.making import feature_flow as feature_flow
+    from nb_sae.flow.quality import layer_quality as layer_quality
+    from nb_sae.flow.recovered import recovered as recovered
+    from nb_sae.flow.transcoding import transcode as transcode
     from nb_sae.hooks import capture as capture
     from nb_sae.hooks import intervene as intervene
     from nb_sae.models.clip import load_clip as load_clip
     from nb_sae.models.lm import load_lm as load_lm
+    from nb_sae.models.parts import layer_sites as layer_sites
     from nb_sae.reporting.report import report as report
     from nb_sae.sae import classical as classical
     from nb_sae.sae import metrics as metrics
@@ -110,6 +164,8 @@ if TYPE_CHECKING:
     from nb_sae.sae.formats.door import export_dictionary as export_dictionary
     from nb_sae.sae.formats.door import load_dictionary as load_dictionary
     from nb_sae.sae.formats.publish import push_to_hub as push_to_hub
+    from nb_sae.sae.many import Trainings as Trainings
+    from nb_sae.sae.many import train_all as train_all
     from nb_sae.sae.session import Session as Session
     from nb_sae.sae.session import train_sae as train_sae
     from nb_sae.sae.together import train_together as train_together
@@ -118,10 +174,12 @@ if TYPE_CHECKING:
     from nb_sae.store.paired import pair as pair
     from nb_sae.store.stream import ActivationStream as ActivationStream
     from nb_sae.types import Edit as Edit
+    from nb_sae.widgets.attribution import AttributionStrip as AttributionStrip
     from nb_sae.widgets.base import show as show
     from nb_sae.widgets.bias import BiasDashboard as BiasDashboard
     from nb_sae.widgets.concept import ConceptDashboard as ConceptDashboard
     from nb_sae.widgets.feature import FeatureDashboard as FeatureDashboard
+    from nb_sae.widgets.flow import FlowDashboard as FlowDashboard
 
 
 def __getattr__(name: str) -> Any:
