@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nb_sae.errors import ConfigError
 from nb_sae.hooks import hook_points
 from nb_sae.models.hf_parts import masked_head
-from nb_sae.models.tower_parts import AttentionParts, BlockParts, InFloat, Parts, first_argument, float_values
+from nb_sae.models.tower_parts import AttentionParts, BlockParts, InFloat, Parts, first_argument, float_values, gain
 
 _SITES = {
     "residual": ("hook_resid_post", "hook_out"),
@@ -72,7 +72,9 @@ class LensParts(Parts):
         write = _weight(mlp, "W_out")
         if read is None or write is None or read.ndim != 2:
             return None
-        return float_values(read, "W_in").T, float_values(write, "W_out")
+        W_out, after = float_values(write, "W_out"), getattr(self._module.blocks[layer], "ln2_post", None)
+        scale = gain(after, W_out.shape[1]) if isinstance(after, nn.Module) else None
+        return float_values(read, "W_in").T, W_out if scale is None else W_out * scale
 
     def _read_unembed(self) -> tuple[Tensor, Tensor | None]:
         head = getattr(self._module, "unembed", None)
