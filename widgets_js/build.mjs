@@ -13,7 +13,7 @@ const here = dirname(fileURLToPath(import.meta.url));
 const target = join(here, "..", "nb_sae", "widgets", "static");
 
 /** Every dashboard: `src/<name>.ts` and `src/<name>.css`, which begins with `base.css`. */
-const dashboards = ["feature", "concept", "bias"];
+const dashboards = ["feature", "concept", "bias", "attribution", "flow"];
 
 /** What is built, how, and how large it may become (bytes, minified, not compressed). */
 const outputs = [
