@@ -56,6 +56,7 @@ def identifiability_frame(lens: VisionLens, own: Int[Tensor, " inputs"], *, draw
     generator = torch.Generator().manual_seed(seed)
     classes, width = lens.text_vectors.shape
     random = F.normalize(torch.randn(draws, classes, width, generator=generator), dim=-1)
+    random = torch.cat([random, -random])  # so that which texts are common near these inputs evens out
     lines = []
     for tokens, embedded in (("cls", lens.answers[:, :, None]), ("patches", lens.patches_embedded)):
         before = None
@@ -64,7 +65,7 @@ def identifiability_frame(lens: VisionLens, own: Int[Tensor, " inputs"], *, draw
         for place, (layer, site) in enumerate(zip(lens.layers, lens.sites, strict=True)):
             rows = embedded[labelled, place]
             cosines = rows @ lens.text_vectors.T
-            mine = _of_own(cosines, own)
+            mine = _of_own(cosines, own) - cosines.mean(-1)  # what all texts share (the modality gap) tells no class
             null = np.array([float(_nearness(rows, texts, own).mean()) for texts in random])
             low, high = np.quantile(null, (0.025, 0.975))
             lines.append(

@@ -97,7 +97,9 @@ IDENTIFIABILITY = pl.Schema(
         "null": pl.Float64,  # the same with random texts in place of the classes': 0.5
         "null_low": pl.Float64,  # 2.5th percentile over draws of random texts
         "null_high": pl.Float64,
-        "change": pl.Float64,  # share of tokens whose own-class logit grows from the block before; null at the first
+        # share of tokens whose own-class logit, about the mean over the texts, grows from the block before; null at the
+        # first
+        "change": pl.Float64,
         "rows": pl.UInt64,
     }
 )

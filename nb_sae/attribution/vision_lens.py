@@ -133,16 +133,17 @@ class VisionLens:
             strict=False,
         )
 
-    def identifiability(self, labels: Sequence[str | int | None], *, draws: int = 64, seed: int = 0) -> pl.DataFrame:
+    def identifiability(self, labels: Sequence[str | int | None], *, draws: int = 32, seed: int = 0) -> pl.DataFrame:
         """How well each block tells the class of an input, `attribution.schema.IDENTIFIABILITY`.
 
         1 − rank / (texts − 1) of the own class among the texts: 1 where it is the nearest, 0 where the farthest, a tie
         counting half. The null has as many random directions in place of the texts: 0.5, with the interval of what one
-        draw gives for these inputs.
+        draw gives for these inputs. `change` is the share of tokens whose own-class logit grows from the block before,
+        logits about their mean over the texts: what all texts share, CLIP's modality gap, tells no class.
 
         Args:
             labels: Class of every input: one of the texts, its number, or None where it is not known.
-            draws: Sets of random directions.
+            draws: Sets of random directions; each counts twice, as itself and reversed.
             seed: Of the draws.
 
         Raises:

@@ -99,7 +99,7 @@ def map_agreement(
         return torch.full((sources.shape[2],), torch.nan, dtype=torch.double), 0
     total = torch.zeros(sources.shape[2], dtype=torch.double)
     patches = target.shape[1]
-    at_a_time = max(1, BLOCK_BYTES // (4 * patches * patches * (1 + sources.shape[2])))
+    at_a_time = max(1, BLOCK_BYTES // (8 * patches * (1 + sources.shape[2])))
     for some in telling.split(at_a_time):
         a, b = _centred_ranks(sources[some].transpose(1, 2)), _centred_ranks(target[some][:, None])
         total += ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp_min(1e-12)).sum(0)
@@ -118,5 +118,7 @@ def answer_agreement(
 
 def _centred_ranks(x: Tensor) -> Tensor:
     """Mid-ranks along the last axis, less their mean; double."""
-    ranks = (x[..., None] > x[..., None, :]).sum(-1) + ((x[..., None] == x[..., None, :]).sum(-1) - 1) / 2
-    return ranks.double() - (x.shape[-1] - 1) / 2
+    x = x.contiguous()
+    ordered = x.sort(-1).values
+    below, upto = (torch.searchsorted(ordered, x, side=side) for side in ("left", "right"))
+    return (below + upto).double() / 2 - x.shape[-1] / 2
