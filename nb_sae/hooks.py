@@ -298,7 +298,7 @@ def _edit(given: Any) -> Edit:
     if isinstance(given, Edit):
         return given
     splice = getattr(given, "splice", None)
-    edit = splice() if callable(splice) else None
+    edit = splice() if callable(splice) and not isinstance(given, type) else None
     if not isinstance(edit, Edit):
         raise ConfigError(
             f"Got a {type(given).__name__} among the edits; expected nb_sae.Edit(site, function) or a Dictionary. "

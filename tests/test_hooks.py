@@ -336,9 +336,30 @@ def test_an_edit_that_changes_the_form_is_refused(tower, apply, message):
     assert hook_count(tower) == 0
 
 
-def test_something_else_among_the_edits_is_refused(tower):
-    with pytest.raises(ConfigError, match=r"expected nb_sae\.Edit"), intervene(tower, [torch.zeros_like]):
+@dataclass
+class Stand:
+    """Stands for a dictionary: `splice` says what it puts into its site."""
+
+    site: str
+    value: float
+
+    def splice(self) -> Edit:
+        return Edit(self.site, lambda x: torch.full_like(x, self.value))
+
+
+def test_what_can_splice_itself_in_is_an_edit(tower):
+    for edits in (Stand("first", 2.0), [Stand("first", 2.0)], iter([Edit("first", torch.neg), Stand("first", 2.0)])):
+        with intervene(tower, edits), capture(tower, "first") as seen, torch.no_grad():
+            tower(batch())
+        assert (seen["first"] == 2).all()
+    assert hook_count(tower) == 0
+
+
+@pytest.mark.parametrize("given", [[torch.zeros_like], torch.zeros_like, "first", 3, [Stand]])
+def test_something_else_among_the_edits_is_refused(tower, given):
+    with pytest.raises(ConfigError, match=r"expected nb_sae\.Edit.* or a Dictionary"), intervene(tower, given):
         pass
+    assert hook_count(tower) == 0
 
 
 class Maps(nn.Module):
