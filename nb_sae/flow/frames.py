@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy import ndarray as Array
 
+from nb_sae.flow.nulls import upper_quantile
 from nb_sae.flow.schema import EDGES, FLOW_LATENTS, FLOW_NULLS
 from nb_sae.flow.scores import Scored
 from nb_sae.layers import Place
@@ -28,7 +29,7 @@ def edges_of(scored: Scored) -> pl.DataFrame:
             "target_latent": targets,
             "cosine": values,
             "rank": ranks,
-            "p": scored.p_of(values, scored.sources),
+            "p": scored.chance.p_of(values, scored.sources),
             "above": values >= scored.threshold,
             "kind": pl.repeat(scored.route.lane, len(values), dtype=pl.String, eager=True),
         },
@@ -78,10 +79,10 @@ def nulls_of(scored: Scored) -> dict[str, object]:
         "target_site": scored.route.target,
         "d_in": scored.d_in,
         "sources": scored.sources,
-        "draws": len(scored.draws),
-        "mean": float(scored.draws.double().mean()),
-        "expected": scored.expected,
-        "q999": scored.q999,
+        "draws": len(scored.chance.draws),
+        "mean": float(scored.chance.draws.double().mean()),
+        "expected": scored.chance.expected,
+        "q999": upper_quantile(scored.chance.draws),
         "paper": scored.paper,
         "threshold": scored.threshold,
         "rule": scored.chosen_by,

@@ -62,7 +62,7 @@ def nearest_rows(
     held = targets.new_full((block, -(-count // GROUP) * GROUP if grouped else count), -torch.inf)
     plain = bool(((source_scale - 1).abs() <= UNIT).all())
     cosines, numbers = targets.new_empty(len(targets), k), torch.empty(len(targets), k, dtype=torch.long)
-    forward = _Forward(count, targets.device)
+    forward = Forward(count, targets.device)
     for first in range(0, len(targets), block):
         rows = targets[first : first + block]
         scale = target_scale[first : first + block, None]
@@ -70,9 +70,9 @@ def nearest_rows(
         if not plain:
             similarity *= source_scale
         forward.look(similarity, first)
-        chosen = _largest(held[: len(rows)], kept) if grouped else _ordered(similarity, kept)
+        chosen = _largest(held[: len(rows)], kept) if grouped else largest_of(similarity, kept)
         exact = _products(rows, sources, chosen) * source_scale[chosen] * scale
-        order = _ordered_by(exact, chosen)[:, :k]
+        order = _order(exact, chosen)[:, :k]
         cosines[first : first + block] = exact.gather(1, order)
         numbers[first : first + block] = chosen.gather(1, order)
     carried_to = forward.targets
@@ -100,7 +100,7 @@ def inverse_norms(rows: Float[Tensor, "rows d"], what: str) -> Float[Tensor, " r
     return torch.where(norms > 0, 1 / norms, 0.0)
 
 
-class _Forward:
+class Forward:
     """The best target of every source so far. Few columns improve in a block once some blocks were seen."""
 
     def __init__(self, sources: int, device: torch.device) -> None:
@@ -108,6 +108,7 @@ class _Forward:
         self.targets = torch.zeros(sources, dtype=torch.long, device=device)
 
     def look(self, similarity: Float[Tensor, "block sources"], first: int) -> None:
+        """Take in the cosines of some targets, the first of which has the number `first`."""
         largest = similarity.amax(0)
         better = (largest > self.best).nonzero().flatten()
         self.best[better] = largest[better]
@@ -122,12 +123,13 @@ def _keys(values: Tensor, numbers: Tensor) -> Tensor:
     return (ascending.long() << 32) | (0xFFFFFFFF - numbers)
 
 
-def _ordered(similarity: Tensor, k: int) -> Tensor:
+def largest_of(similarity: Float[Tensor, "rows n"], k: int) -> Int[Tensor, "rows k"]:
+    """Numbers of the k largest of each row, largest first; of equal ones the lower number first."""
     numbers = torch.arange(similarity.shape[1], device=similarity.device)
     return 0xFFFFFFFF - (_keys(similarity, numbers).topk(k, dim=-1).values & 0xFFFFFFFF)
 
 
-def _ordered_by(values: Tensor, numbers: Tensor) -> Tensor:
+def _order(values: Tensor, numbers: Tensor) -> Tensor:
     return _keys(values, numbers).argsort(dim=-1, descending=True)
 
 
@@ -138,7 +140,7 @@ def _largest(similarity: Tensor, k: int) -> Tensor:
     at the cut are settled as they are by sorting everything.
     """
     grouped = similarity.unflatten(1, (-1, GROUP))
-    groups = _ordered(grouped.amax(-1), k)
+    groups = largest_of(grouped.amax(-1), k)
     inside = grouped.gather(1, groups[:, :, None].expand(-1, -1, GROUP)).flatten(1)
     numbers = (groups[:, :, None] * GROUP + torch.arange(GROUP, device=similarity.device)).flatten(1)
     return 0xFFFFFFFF - (_keys(inside, numbers).topk(k, dim=-1).values & 0xFFFFFFFF)

@@ -21,6 +21,18 @@ Thresholds = str | Mapping[Any, float]
 _LANES = ("residual", "attention", "mlp")
 
 
+@dataclass(frozen=True)
+class Chance:
+    """What random rows give."""
+
+    draws: Float[Tensor, " draws"]
+    """The largest score of each random row, ascending."""
+    expected: float | None
+    """Their mean by the formula, where there is one."""
+    p_of: Callable[[Array, int], Array]
+    """(scores, how many the best is taken of) → chance of a score at least so large."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """The matches of one pair of sites with what chance gives."""
@@ -29,22 +41,12 @@ class Scored:
     d_in: int
     nearest: Nearest
     """A source number of −1 is no match."""
-    draws: Float[Tensor, " draws"]
-    """The largest score of each random row, ascending."""
-    expected: float | None
-    """Their mean by the formula, where there is one."""
-    p_of: Callable[[Array, int], Array]
-    """(scores, how many the best is taken of) → chance of a score at least so large."""
+    chance: Chance
     paper: float | None
     """What the paper fixes as threshold; None for a score that it fixes nothing for."""
     threshold: float
     chosen_by: str
     """"null", "paper" or "given": where the threshold comes from."""
-
-    @property
-    def q999(self) -> float:
-        """99.9th percentile of the null."""
-        return upper_quantile(self.draws)
 
     @property
     def targets(self) -> int:
@@ -60,13 +62,13 @@ class Scored:
         """Best score of each target latent, its source (−1: none above 0) and its p."""
         scores = self.nearest.cosines[:, 0].numpy()
         sources = np.where(scores > 0, self.nearest.sources[:, 0].numpy(), -1)
-        return scores, sources, self.p_of(scores, self.sources)
+        return scores, sources, self.chance.p_of(scores, self.sources)
 
     def forward(self) -> tuple[Array, Array, Array]:
         """Best score of each source latent, its target (−1: none above 0) and its p."""
         scores = self.nearest.carried.numpy()
         targets = np.where(scores > 0, self.nearest.carried_to.numpy(), -1)
-        return scores, targets, self.p_of(scores, self.targets)
+        return scores, targets, self.chance.p_of(scores, self.targets)
 
 
 def threshold_of(

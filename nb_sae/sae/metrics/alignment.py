@@ -84,7 +84,7 @@ def align(
         )
     if method not in ("hungarian", "greedy"):
         raise ConfigError(f"method={method!r}: use 'hungarian' or 'greedy'.")
-    match = _hungarian if method == "hungarian" else _greedy
+    match = best_pairs if method == "hungarian" else greedy_pairs
     first, second, cosines = match(rows_a, rows_b)
     drawn = random_rows(*rows_a.shape, seed=seed).to(rows_a.device)
     if null == "covariance":
@@ -114,7 +114,15 @@ def _same_start(a: Coder | Tensor, b: Coder | Tensor) -> str:
     return f"both were trained from seed {seeds[0]}: they may have started from the same directions"
 
 
-def _hungarian(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def best_pairs(
+    a: Float[Tensor, "n_a d"], b: Float[Tensor, "n_b d"]
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+    """One-to-one pairs of rows with the largest possible sum of products: `(rows of a, rows of b, products)`.
+
+    Raises:
+        MissingDependencyError: without SciPy.
+        NotEnoughMemoryError: too many rows.
+    """
     try:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
@@ -141,14 +149,16 @@ def _too_large(a: Tensor, b: Tensor) -> NotEnoughMemoryError:
     )
 
 
-def _greedy(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest free cosine first, exactly, without an n × n matrix.
+def greedy_pairs(
+    a: Float[Tensor, "n_a d"], b: Float[Tensor, "n_b d"]
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+    """One-to-one pairs of rows, the largest free product first, exactly, without an n × n matrix.
 
     Each row of a keeps a short list of its nearest rows of b. Rows wait in a heap with the best of them that was free
     when they were last looked at: an upper bound, so that the first one whose best is still free is the next pair.
     """
     if len(a) > len(b):
-        second, first, cosines = _greedy(b, a)
+        second, first, cosines = greedy_pairs(b, a)
         order = first.argsort()
         return first[order], second[order], cosines[order]
     values, indices = _candidates(a, b)
