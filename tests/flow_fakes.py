@@ -36,7 +36,10 @@ def fake_flow(
     newborn: float = 0.3,
     seed: int = 0,
 ) -> FakeFlow:
-    """Carried features keep a cosine near 0.9; a share of each layer is new, half of those written by the MLP."""
+    """Carried features keep a cosine near 0.9; a share of each layer is new, half of those written by the MLP.
+
+    The MLP also writes a tenth of the carried ones: those are processed. What is new and not written is unexplained.
+    """
     rng = np.random.default_rng(seed)
     residual = [f"blocks.{layer}.hook_resid_post" for layer in range(layers)]
     sites, lane, layer_of = [], [], []
@@ -72,17 +75,18 @@ def fake_flow(
         own, was = columns[place], columns[before]
         own["s_residual"], own["match_residual"] = cosine, order
         own["p_residual"] = np.where(new, 0.6, 1e-9)
-        own["kind"] = np.where(new, "newborn", "translated").astype(object)
+        if lane[place] == "residual":
+            own["kind"] = np.where(new, "unexplained", "translated").astype(object)
         was["carried_to"], was["carried"], was["p_carried"] = inverse, cosine[inverse], own["p_residual"][inverse]
         inside = [i for i, one in enumerate(lane) if one in ("attention", "mlp") and layer_of[i] == layer_of[place]]
         for module in inside if lane[place] == "residual" else []:
-            written = new & (rng.random(d_sae) < 0.5) & (lane[module] == "mlp")
+            written = (rng.random(d_sae) < np.where(new, 0.5, 0.1)) & (lane[module] == "mlp")
             near = np.where(written, rng.uniform(0.6, 0.9, d_sae), rng.uniform(0.05, 0.3, d_sae)).astype(np.float32)
             source = rng.permutation(d_sae)
             parts.append(_edges(rng, module, place, source, near, top, lane[module], MODULE_THRESHOLD, d_sae))
             own[f"s_{lane[module]}"], own[f"match_{lane[module]}"] = near, source
             own[f"p_{lane[module]}"] = np.where(written, 1e-8, 0.7)
-            own["kind"] = np.where(written, "processed", own["kind"])
+            own["kind"] = np.where(written, np.where(new, "newborn", "processed"), own["kind"])
     frames = [
         pl.DataFrame({"site": [site] * n, "latent": np.arange(n), "layer": [layer] * n, "lane": [one] * n, **held})
         for site, n, layer, one, held in zip(sites, count, layer_of, lane, columns, strict=True)

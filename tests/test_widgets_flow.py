@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from test_widgets_wire import read
 from widget_fakes import HOSTILE, LONE_SURROGATE, built, fake_analysis, thumb
 
 from nb_sae.errors import WidgetError
+from nb_sae.flow import schema as flow_schema
 from nb_sae.widgets import base
 from nb_sae.widgets.flow import SAVED_BYTES, FlowDashboard
 from nb_sae.widgets.flow_steer import read_answer
@@ -25,6 +26,17 @@ from nb_sae.widgets.flow_tables import Filter, FlowIndex
 
 __all__ = ["built"]
 pytestmark = pytest.mark.usefixtures("built")
+
+
+@dataclass(frozen=True)
+class FakeEffect:
+    """What `ns.chain_effect` returns."""
+
+    frame: pl.DataFrame
+    generations: pl.DataFrame | None
+    about: dict
+
+
 FIXTURE = Path(__file__).parent / "fixtures" / "flow.json"
 
 
@@ -81,8 +93,8 @@ def test_planted_chains_are_found_whole_and_no_longer_than_planted(flow, index):
     assert 0 < whole < carried.shape[1]
 
 
-def test_a_processed_latent_is_led_back_to_the_module_that_wrote_it(flow, index):
-    made = flow.latents.filter(pl.col("kind") == "processed").row(0, named=True)
+def test_a_newborn_latent_is_led_back_to_the_module_that_wrote_it(flow, index):
+    made = flow.latents.filter(pl.col("kind") == "newborn").row(0, named=True)
     (module, cosine), *rest = index.chain(index.node(made["site"], made["latent"]))
     assert index.latent_of(module) == (made["site"].replace("resid_post", "mlp_out"), made["match_mlp"])
     assert cosine == pytest.approx(made["s_mlp"])
@@ -263,6 +275,58 @@ def test_pictures_of_steering_are_encoded_anew():
             read_answer(bad)
 
 
+def test_what_chain_effect_returns_is_shown_beside_its_controls():
+    lines = [(0, "chain", 3, -4.0, -2.0, 2.0, 0.5), (1, "control", 9, -4.0, -4.2, -0.2, 0.3)]
+    effect = FakeEffect(
+        pl.DataFrame(lines, schema=flow_schema.CHAIN_EFFECT, orient="row"),
+        pl.DataFrame([("The cat", " sat", " ran", None)], schema=flow_schema.GENERATIONS, orient="row"),
+        {"measure": "log-probability", "effect": 2.0, "p": 0.5, "toward": [" ran"]},
+    )
+    tables, _ = read_answer(effect)
+    assert tables["sides"].select("side", "text").rows() == [("before", "The cat sat"), ("after", "The cat ran")]
+    assert tables["metrics"]["control"].to_list() == [-4.2, 0.3]
+    assert "p = 0.5 against 1 control" in tables["note"]["text"][0]
+    silent, _ = read_answer(FakeEffect(effect.frame, None, {**effect.about, "p": None}))
+    assert silent["sides"].is_empty()
+    assert "no controls" in silent["note"]["text"][0]
+
+
+def test_chains_are_those_of_a_real_feature_flow():
+    import torch
+
+    from nb_sae.flow.making import feature_flow
+    from nb_sae.sae.dictionary import Dictionary
+
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(4, 48, 24, generator=generator), dim=-1)
+    rows[1, :30] = rows[0, torch.randperm(48, generator=generator)[:30]]
+    rows[2, :24] = torch.nn.functional.normalize(
+        rows[1, 10:34] + 0.05 * torch.randn(24, 24, generator=generator), dim=-1
+    )
+    rows[2, 30:40] = rows[3, :10]
+    names = [
+        "blocks.0.hook_resid_post",
+        "blocks.1.hook_resid_post",
+        "blocks.2.hook_resid_post",
+        "blocks.2.hook_mlp_out",
+    ]
+    dictionaries = {
+        site: Dictionary.from_weights(one.T.contiguous(), torch.zeros(48), one, torch.zeros(24), site=site)
+        for site, one in zip(names, rows, strict=True)
+    }
+    flow = feature_flow(dictionaries, draws=1_000, progress=False)
+    dashboard = FlowDashboard(flow)
+    index, lengths = dashboard.index, set()
+    for site in flow.sites:
+        for latent in range(48):
+            expected = flow.chain(site, latent).select("site", "latent", "cosine")
+            chain = index.chain(index.node(site, latent))
+            assert [index.latent_of(node) for node, _ in chain] == list(expected.select("site", "latent").iter_rows())
+            np.testing.assert_allclose([one for _, one in chain], expected["cosine"].fill_null(np.nan), rtol=1e-6)
+            lengths.add(len(chain))
+    assert lengths >= {1, 2, 3}
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -297,7 +361,7 @@ def saved_bytes(dashboard: FlowDashboard) -> int:
 def test_a_saved_view_of_a_large_flow_stays_within_500_kb():
     flow = fake_flow(12, 256, top=6)
     names = {site: {latent: f"a concept with a long name {latent}" for latent in range(256)} for site in flow.sites}
-    held = {site: fake_analysis("patches", d_sae=256, seed=seed % 3) for seed, site in enumerate(flow.sites)}
+    held = dict.fromkeys(flow.sites, fake_analysis("patches", d_sae=256, top=6, interval=1))
     dashboard = FlowDashboard(flow, held, names=names, tree=fake_tree(256), start=(flow.sites[8], 4))
     assert saved_bytes(dashboard) <= SAVED_BYTES
     assert len(flow.sites) == 37

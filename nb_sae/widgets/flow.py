@@ -37,7 +37,7 @@ _EDGES = 4_000
 """Edges that a page holds; of more, the nearest."""
 _ASKED_CARDS = 40
 
-Steer = Callable[[str, int, float, str], Mapping[str, Any]]
+Steer = Callable[[str, int, float, str], Any]
 """(site, latent, strength, mode) → what it gave before, after and for a control; see `flow_steer.read_answer`."""
 
 
@@ -79,8 +79,9 @@ class FlowDashboard(Dashboard):
         names: `{site: names}` with `{latent: name}`, a frame or what `ns.name_concepts` gives; or one frame with
             `site`, `latent` and `name`. The user's labels (`analysis.note`) win.
         tree: What `ns.level_tree` gives, for the site of `start`, or one per site: `{site: tree}`.
-        steer: What steers, `(site, latent, strength, mode) -> {"before": …, "after": …, "control": …}` with texts or
-            pictures; `mode` is "single" or "cumulative". Needs a kernel. None: nothing can be steered.
+        steer: What steers: `(site, latent, strength, mode)` → what `ns.chain_effect` returns, or `{"before": …,
+            "after": …, "control": …}` with texts or pictures; `mode` is "single" or "cumulative". Needs a kernel.
+            None: nothing can be steered.
         start: (site, latent) to start with; None: the strongest chain's last latent.
         saved: More (site, latent) whose chains and cards a saved view holds, before the strongest ones.
 
@@ -164,7 +165,8 @@ class FlowDashboard(Dashboard):
         *cards, kept = pack_cards(self.index, self.analyses, offered[:SAVED_CARDS], CARD_BYTES)
         tree_header, tree = self._tree(site, latent)
         return {
-            "about": self._about(flow, len(nodes), shown, kept), "graph_header": header, "graph": block,
+            "about": {**self._about(flow, len(nodes), shown, kept), "tree_site": self.index.sites.index(site)},
+            "graph_header": header, "graph": block,
             **dict(zip(("cards_header", "cards", "cards_thumbs_header", "cards_thumbs"), cards, strict=True)),
             "tree_header": tree_header, "tree": tree,
         }  # fmt: skip

@@ -1,4 +1,7 @@
-"""What `steer=` gives, read into what a browser shows: texts or pictures before, after, and of a control."""
+"""What `steer=` gives, read into what a browser shows: texts or pictures before, after, and of a control.
+
+A callable gives a dict, or what `ns.chain_effect` returns.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from nb_sae.errors import WidgetError
 from nb_sae.widgets import wire
 
 MODES = ("single", "cumulative")
-"""Steer the chosen latent alone, or every latent of its chain from there on."""
+"""Steer the chosen latent alone, or also those before it on its chain."""
 SIDES = ("before", "after", "control")
 SIDE = 168
 """Long side of a picture, in pixels."""
@@ -41,13 +44,18 @@ def read_answer(answer: Any) -> tuple[dict[str, pl.DataFrame], list[bytes]]:
 
     Args:
         answer: `{"before": …, "after": …, "control": …, "metrics": {name: {"before": 1.0, …}}, "note": str}`. A side is
-            a text, a picture (PIL or encoded), or a list of these; all but `before` and `after` may be missing.
+            a text, a picture (PIL or encoded), or a list of these; all but `before` and `after` may be missing. Or what
+            `ns.chain_effect` returns: anything with its frames `frame` and `generations`.
 
     Raises:
         WidgetError: `answer` has another form.
     """
+    if isinstance(getattr(answer, "frame", None), pl.DataFrame) and hasattr(answer, "generations"):
+        answer = _of_effect(answer)
     if not isinstance(answer, Mapping):
-        raise WidgetError(f"steer= gave {type(answer).__name__}; expected a dict with before and after.")
+        raise WidgetError(
+            f"steer= gave {type(answer).__name__}; expected a dict with before and after, or a ChainEffect."
+        )
     missing = [side for side in SIDES[:2] if side not in answer]
     if missing:
         raise WidgetError(
@@ -70,6 +78,29 @@ def read_answer(answer: Any) -> tuple[dict[str, pl.DataFrame], list[bytes]]:
         "note": pl.DataFrame({"text": [note] if note else []}, schema={"text": pl.String}),
     }
     return tables, thumbs
+
+
+def _of_effect(effect: Any) -> dict[str, Any]:
+    """The generations of a chain's effect, and its measure against the mean of its controls."""
+    frame, written, about = effect.frame, effect.generations, effect.about
+    chain, controls = (frame.filter(pl.col("kind") == kind) for kind in ("chain", "control"))
+    named = f"mean {about.get('measure', 'score')}"
+    answer: dict[str, Any] = {
+        "before": [], "after": [],
+        "metrics": {
+            named: {"before": chain["before"][0], "after": chain["after"][0], "control": controls["after"].mean()},
+            "what else changed": {"after": chain["cost"][0], "control": controls["cost"].mean()},
+        },
+    }  # fmt: skip
+    if written is not None:
+        for side in SIDES:
+            lines = written.filter(pl.col(side).is_not_null()).select("prompt", side).iter_rows()
+            answer[side] = [f"{prompt}{text.removeprefix(prompt)}" for prompt, text in lines]
+    p = about.get("p")
+    answer["note"] = f"Toward {', '.join(map(repr, about.get('toward') or ()))}: effect {about['effect']:+.3g}" + (
+        "; no controls." if p is None else f", p = {p:.3g} against {controls.height} control chains."
+    )
+    return answer
 
 
 def _entries(side: str, given: Any) -> list[str | bytes]:

@@ -282,7 +282,8 @@ class FlowIndex:
         self._nulls = nulls
         place = {site: number for number, site in enumerate(self.sites)}
         self.thresholds = {
-            (place[source], place[target]): float(threshold)
+            # Cosines are kept as float32: the comparison is the one that made `edges.above`.
+            (place[source], place[target]): float(np.float32(threshold))
             for source, target, threshold in nulls.select("source_site", "target_site", "threshold").iter_rows()
         }
 

@@ -213,7 +213,6 @@ function source(model: AnyModel, rpc: Rpc, life: Life, flow: Flow, saved: Graph)
         ) as unknown as Pair,
     );
   const { tree } = unpack(model.get("tree_header"), model.get("tree"));
-  const start = placeOf(chosenOf(model, flow)).site;
   const name = (key: number) => flow.sites[placeOf(key).site]?.name;
   return {
     card: (key) => {
@@ -244,7 +243,7 @@ function source(model: AnyModel, rpc: Rpc, life: Life, flow: Flow, saved: Graph)
     tree: async (key) => {
       const { site, latent } = placeOf(key);
       const all = flow.about.trees[site]?.pairs ?? 0;
-      let table = site === start ? tree : undefined;
+      let table = site === flow.about.tree_site ? tree : undefined;
       if (rpc.kernel === "live" && (table?.rows ?? 0) < all) {
         const { content, buffers } = await rpc.request("tree", { site: name(key), latent });
         table = unpack(content.header, buffers[0]).tree;

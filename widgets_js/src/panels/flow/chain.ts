@@ -8,7 +8,7 @@ import { imagesPanel } from "../images";
 import type { Panel as CardPanel, View as CardView } from "../shared";
 import type { Card } from "../tables";
 import { textsPanel } from "../texts";
-import { badge, note, type Panel, type Say } from "./shared";
+import { note, type Panel, type Say } from "./shared";
 import { chainOf, KINDS, type Link, placeOf } from "./tables";
 
 export function chainPanel(root: HTMLElement, panel: Panel, say: Say): () => void {
@@ -77,11 +77,17 @@ function column(panel: Panel, link: Link, card: Card | undefined, say: Say, stop
     bdi(flow.title(link.key)),
   );
   button.addEventListener("click", () => state.set("chosen", link.key));
-  const head = h("div", { class: "nbs-line" }, h("b", {}, flow.where(site)));
-  if (!Number.isNaN(link.cosine)) head.append(h("span", { class: "nbs-none" }, `cosine ${sig3(link.cosine)}`));
-  const element = h("section", { class: "nbs-link", "data-key": link.key }, head, button);
-  const kind = link.node && KINDS[link.node.kind];
-  if (kind) button.append(" ", badge(kind));
+  const facts = [
+    link.node ? (KINDS[link.node.kind] ?? "") : "",
+    Number.isNaN(link.cosine) ? "" : `cosine ${sig3(link.cosine)}`,
+  ];
+  const element = h(
+    "section",
+    { class: "nbs-link", "data-key": link.key },
+    h("b", {}, flow.where(site)),
+    h("div", {}, button),
+    note(facts.filter(Boolean).join(" · ") || "chosen"),
+  );
   if (card?.examples.length) {
     const body = h("div", { class: "nbs-examples" });
     element.append(body);

@@ -6,9 +6,9 @@ import { badge, note, type Panel } from "./shared";
 import { bornText, chainOf, type Edge, KINDS, type Node, type Null, placeOf, pText, ROUTES } from "./tables";
 
 const MEANS: Record<(typeof KINDS)[number], string> = {
-  translated: "carried on by the residual stream",
-  processed: "from attention or MLP of its own block, and not from the stream",
-  newborn: "nothing before it is near: new at this layer",
+  translated: "carried on by the residual stream alone",
+  processed: "carried on by the residual stream, and attention or MLP of its block writes it too",
+  newborn: "not in the stream before: attention or MLP of its block writes it",
   unexplained: "no predecessor reaches its threshold",
 };
 const NEIGHBOURS = 6;
@@ -55,7 +55,7 @@ export function detailPanel(root: HTMLElement, panel: Panel): () => void {
 }
 
 function scores({ flow }: Panel, node: Node): HTMLElement {
-  const rows = h("div", { class: "nbs-scores" });
+  const rows = h("div", { class: "nbs-note nbs-scores" });
   const line = (sign: string, text: string, value: number, against: Null | undefined, p: number) => {
     if (Number.isNaN(value)) return;
     const threshold = against?.threshold ?? Number.NaN;
@@ -112,7 +112,7 @@ function born({ flow }: Panel, node: Node): HTMLElement {
   const chain = chainOf(flow, node.key);
   const last = chain.at(-1);
   const end = last && last.key !== node.key ? ` Carried on to ${flow.where(placeOf(last.key).site)}.` : "";
-  return note(h("b", {}, "Born "), bornText(flow, chain), `.${end}`);
+  return note(h("b", {}, "Born "), bornText(flow, chain, node), `.${end}`);
 }
 
 function neighbours({ flow, state }: Panel, title: string, edges: Edge[], end: "source" | "target"): HTMLElement[] {

@@ -109,7 +109,11 @@ export function graphPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
     context.setTransform(scale, 0, 0, scale, 0, 0);
     const [plain, inside, chained] = inks.map((one) => getComputedStyle(one).color || "gray");
     drawBands(context, at, inside ?? "gray");
-    drawEdges(flow, context, at, state.get("graph").edges, chain, [plain, inside, chained] as string[]);
+    drawEdges(flow, context, at, state.get("graph").edges, chain, state.get("chosen"), [
+      plain,
+      inside,
+      chained,
+    ] as string[]);
   };
 
   const point = (event: PointerEvent | MouseEvent) => {
@@ -247,13 +251,12 @@ function drawEdges(
   { at }: Layout,
   edges: Edge[],
   chain: Link[],
+  chosen: number,
   [plain, inside, chained]: string[],
 ): void {
   const next = new Map<number, number>();
   for (const [before, { key }] of chain.slice(1).entries()) next.set(chain[before]?.key ?? -1, key);
   const paths = Array.from({ length: 2 * BUCKETS }, () => new Path2D());
-  // Between lanes, what chance gives would cover all else.
-  const faint = new Path2D();
   const band = (site: number) => bandOf(flow.sites[site]?.lane ?? 0);
   const own = new Path2D();
   const join = (path: Path2D, source: number, target: number) => {
@@ -267,8 +270,10 @@ function drawEdges(
   for (const { source, target, cosine, above } of edges) {
     if (next.get(source.key) === target.key) continue;
     const bucket = Math.max(0, Math.min(BUCKETS - 1, Math.floor(cosine * BUCKETS)));
-    const crosses = !above && band(source.site) !== band(target.site);
-    const path = crosses ? faint : paths[bucket + (above ? BUCKETS : 0)];
+    // Between lanes, what chance gives would cover all else: there it is drawn for the chosen latent alone.
+    const own = source.key === chosen || target.key === chosen;
+    if (!above && !own && band(source.site) !== band(target.site)) continue;
+    const path = paths[bucket + (above ? BUCKETS : 0)];
     if (path) join(path, source.key, target.key);
   }
   for (const [source, target] of next) join(own, source, target);
@@ -280,10 +285,6 @@ function drawEdges(
     context.lineWidth = above ? 0.5 + 2 * share : 0.7;
     context.stroke(path);
   }
-  context.strokeStyle = inside ?? "gray";
-  context.globalAlpha = 0.05;
-  context.lineWidth = 0.7;
-  context.stroke(faint);
   context.globalAlpha = 1;
   context.strokeStyle = chained ?? "black";
   context.lineWidth = 2.5;

@@ -13,7 +13,7 @@ const SIDES: [string, string][] = [
 ];
 const MEANS: Record<string, string> = {
   single: "This latent alone",
-  cumulative: "This latent and those of its chain after it",
+  cumulative: "This latent and those before it on its chain",
 };
 const STRENGTH = 6;
 const BUSY_WORDS_MS = 2_000;
@@ -23,8 +23,8 @@ export function steerPanel(root: HTMLElement, { flow, source, state }: Panel): (
     root.append(
       note(
         "Nothing to steer with: give ",
-        h("code", {}, "steer=lambda site, latent, strength, mode: {'before': …, 'after': …, 'control': …}"),
-        ", for example around ns.chain_effect.",
+        h("code", {}, "steer=lambda site, latent, strength, mode: ns.chain_effect(…, add=strength, mode=mode)"),
+        ", or a callable that gives {'before': …, 'after': …, 'control': …}.",
       ),
     );
     return () => {};

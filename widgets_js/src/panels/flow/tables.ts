@@ -36,6 +36,8 @@ export interface About {
   steer: boolean;
   modes: string[];
   trees: Record<string, { pairs: number; null: number }>;
+  /** The site whose tree is saved. */
+  tree_site: number;
 }
 
 export interface Site {
@@ -256,17 +258,22 @@ export function chainOf(flow: Flow, key: number): Link[] {
   return [...walk(false).reverse(), { key, node: flow.node(key), cosine: Number.NaN }, ...walk(true)];
 }
 
-/** Where a latent was born, in words. */
-export function bornText(flow: Flow, chain: Link[]): string {
-  const [first] = chain;
-  if (!first) return "";
-  const { site, latent } = placeOf(first.key);
-  const at = `${flow.where(site)}, latent ${latent}`;
-  if (!first.node) return `before ${at}, whose own line is not inside this view`;
-  if (flow.sites[site]?.lane === 1 || flow.sites[site]?.lane === 2) return `written by ${at}`;
-  if (first.node.kind >= 0) return `at ${at} (${KINDS[first.node.kind]})`;
+/** Where a latent was born, in words: back along the residual stream for as long as the thresholds are reached. */
+export function bornText(flow: Flow, chain: Link[], node: Node): string {
+  const isModule = (key: number) => [1, 2].includes(flow.sites[placeOf(key).site]?.lane ?? 0);
+  const said = (key: number) => `${flow.where(placeOf(key).site)}, latent ${placeOf(key).latent}`;
+  let at = chain.findIndex(({ key }) => key === node.key);
+  if (isModule(node.key)) return `at ${said(node.key)}: it is what this block adds`;
+  while (at > 0 && !isModule(chain[at - 1]?.key ?? 0)) at -= 1;
+  const [link, before] = [chain[at], chain[at - 1]];
+  if (!link) return "";
+  if (before) return `at ${said(link.key)}, written by ${said(before.key)} (cosine ${sig3(before.cosine)})`;
+  if (!link.node) return `at or before ${said(link.key)}, whose own line is not inside this view`;
+  const { site } = link.node;
   const earlier = flow.sites.some((_, place) => flow.nullOf(place, site));
-  return earlier ? `at ${at}: nothing before it reaches its threshold` : `at or before ${at}, the first site`;
+  return earlier
+    ? `at ${said(link.key)}; nothing before it reaches its threshold`
+    : `at or before ${said(link.key)}, the first site`;
 }
 
 /** A p-value; what is too small to matter is said to be small. */

@@ -13,6 +13,8 @@ export function treePanel(root: HTMLElement, panel: Panel): () => void {
   let turn = 0;
   let open = new Set<string>();
   let site = -1;
+  /** The latent whose path was opened; the reader may close it. */
+  let shown = -1;
 
   const draw = (pairs: Pair[], whole: boolean) => {
     const { site: at, latent } = placeOf(state.get("chosen"));
@@ -28,7 +30,9 @@ export function treePanel(root: HTMLElement, panel: Panel): () => void {
     for (let one = parents.get(latent)?.[0]; one && path.length < 12; one = parents.get(one.parent)?.[0]) {
       path.unshift(String(one.parent));
     }
-    for (let depth = 1; depth <= path.length; depth += 1) open.add(path.slice(0, depth).join("/"));
+    if (latent !== shown)
+      for (let depth = 1; depth <= path.length; depth += 1) open.add(path.slice(0, depth).join("/"));
+    shown = latent;
     const top = [...children.keys()].filter((one) => !parents.has(one));
     const first = Number(path[0]);
     const size = (one: number) => (children.get(one)?.length ?? 0) + (one === first ? 1e6 : 0);
@@ -88,9 +92,9 @@ export function treePanel(root: HTMLElement, panel: Panel): () => void {
       const moves: Record<string, () => void> = {
         ArrowDown: () => all[at + 1]?.focus(),
         ArrowUp: () => all[at - 1]?.focus(),
-        ArrowRight: () => item.ariaExpanded === "false" && toggle(item, true),
+        ArrowRight: () => item.getAttribute("aria-expanded") === "false" && toggle(item, true),
         ArrowLeft: () =>
-          item.ariaExpanded === "true"
+          item.getAttribute("aria-expanded") === "true"
             ? toggle(item, false)
             : item.parentElement?.closest<HTMLElement>("[role=treeitem]")?.focus(),
         Enter: () => choose(item),
@@ -109,7 +113,7 @@ export function treePanel(root: HTMLElement, panel: Panel): () => void {
     const mine = turn;
     const key = state.get("chosen");
     const at = placeOf(key).site;
-    if (at !== site) [open, site] = [new Set(), at];
+    if (at !== site) [open, site, shown] = [new Set(), at, -1];
     if (!flow.about.trees[at]) {
       const others = Object.keys(flow.about.trees).map((one) => flow.where(Number(one)));
       root.replaceChildren(
