@@ -137,6 +137,29 @@ def test_last_residual_latents_reach_the_embedding_through_norm_and_projection(c
     assert float(raw.diagonal().abs().mean()) < 0.5
 
 
+def test_the_text_tower_has_a_norm_and_projection_of_its_own(clip):
+    generator = torch.Generator().manual_seed(0)
+    last, module = "transformer.resblocks.1", clip.module
+    rows = unit(50, module.ln_final.weight.shape[0], generator)
+    centred = rows - rows.mean(-1, keepdim=True)
+    through = ((centred * module.ln_final.weight) @ module.text_projection).detach()
+    sites = {last: dictionary(rows, last), "text_embed": dictionary(through, "text_embed")}
+    table = lines(feature_flow(sites, model=clip, progress=False), "text_embed")
+    assert table["match_residual"].to_list() == list(range(50))
+    np.testing.assert_allclose(table["s_residual"].to_numpy(), 1.0, atol=1e-5)
+
+
+def test_a_tower_whose_end_is_not_linear_is_refused(clip, monkeypatch):
+    """As one that pools by attention with an MLP behind it."""
+    from nb_sae.models.parts import parts
+
+    straight = parts(clip, "image").final_lens
+    monkeypatch.setattr(parts(clip, "image"), "final_lens", lambda x: straight(x).relu())
+    sites = of(LAST, "image_embed", width=128)
+    with pytest.raises(ConfigError, match="does not end in a norm and a linear map"):
+        feature_flow(sites, model=clip, progress=False)
+
+
 def test_without_the_model_the_embedding_is_left_out_and_said_so():
     sites = of("visual.transformer.resblocks.0", "visual.transformer.resblocks.1", "image_embed")
     flow = feature_flow(sites, progress=False)

@@ -59,7 +59,8 @@ class Directions:
             ShapeError: the model's embedding has another width than the target.
             ConfigError: the model's tower does not end in a norm and a linear map.
         """
-        targets, sources = self.dictionaries[way.target].W_dec, self.dictionaries[way.source].W_dec
+        targets = self.dictionaries[way.target].W_dec
+        sources = self.dictionaries[way.source].W_dec.to(targets.device)
         if way.target_lane == "embedding":
             sources = through_final_norm(self.model, self.found[way.target].tower, sources)
             if sources.shape[1] != targets.shape[1]:
