@@ -217,14 +217,28 @@ def test_the_gradient_is_the_slope_of_the_metric(clip, pictures):
     assert z > 0
 
 
-def test_texts_of_a_clip_are_explained_without_their_padding(clip, pictures):
+def test_texts_of_a_clip_are_explained_without_their_padding_and_marks(clip, pictures):
     dictionary = random_dictionary(clip.site("transformer.resblocks.0", "text").width, 64, "transformer.resblocks.0")
-    found = attribute(clip, dictionary, ["a hat", "a man with eyeglasses"], cosine_to(pictures[0]))
-    kept = [int(clip.preprocessor("text")(text).keep.sum()) for text in ("a hat", "a man with eyeglasses")]
+    texts = ["a hat", "a man with eyeglasses"]
+    prepared = [clip.preprocessor("text")(text) for text in texts]
+    found = attribute(clip, dictionary, texts, cosine_to(pictures[0]), special_tokens=True)
+    kept = [int(one.keep.sum()) for one in prepared]
     assert found.about["rows"] == sum(kept)
     assert found.tokens.filter(pl.col("input_id") == 0)["token"].max() == kept[0] - 1
-    inner = attribute(clip, dictionary, ["a hat"], cosine_to(pictures[0]), tokens="patches")
-    assert inner.about["rows"] == kept[0] - 2  # without start and end mark
+    inner = attribute(clip, dictionary, texts, cosine_to(pictures[0]))
+    assert inner.about["rows"] == sum(kept) - 4  # without start and end marks, as in a store
+    assert inner.tokens["token"].min() == 1
+    ids = torch.cat([one.tensor for one in prepared])
+    assert attribute(clip, dictionary, ids, cosine_to(pictures[0])).tokens.equals(inner.tokens)
+    assert inner.about["value"] == pytest.approx(found.about["value"], abs=1e-6)
+
+
+def test_rows_are_those_of_a_store(lm, tmp_path):
+    texts = ns.texts([TEXT, "Return a copy"])
+    store = ns.ActivationStore.collect(lm, texts, site=BLOCK, path=tmp_path / "rows", progress=False)
+    found = attribute(lm, random_dictionary(192, 256, BLOCK), texts, log_prob(20))
+    rows = found.tokens.filter(pl.col("latent").is_null()).select("input_id", "token")
+    assert rows.rows() == store.rows.select("input_id", "token").rows()
 
 
 def test_tokens_choose_cls_or_patches(clip, pictures):
@@ -351,6 +365,7 @@ def test_what_does_not_lie_on_the_way_to_the_output_gets_zero(clip, pictures):
 BAD = {
     "unknown method": ({"method": "magic"}, ConfigError, "Use 'gradient', 'integrated' or 'ablation'"),
     "unknown tokens": ({"tokens": "some"}, ConfigError, "Use 'all', 'cls' or 'patches'"),
+    "no prefix": ({"tokens": "cls"}, ConfigError, "has no CLS or other prefix token"),
     "no steps": ({"steps": 0}, ConfigError, "at least 1 step"),
     "no contexts": ({"batch": 0}, ConfigError, "at least one context"),
     "unknown latent": ({"latents": [99]}, ConfigError, "0 … 31"),
@@ -406,6 +421,8 @@ def test_what_is_no_model_of_the_dictionary_is_refused(lm, clip, pictures):
         attribute(clip, random_dictionary(128, 64, "image_embed"), pictures, cosine_to(torch.zeros(5)))
     with pytest.raises(ConfigError, match="does not say which site"):
         attribute(lm, random_dictionary(192, 64, None), TEXT, log_prob(20))
+    with pytest.raises(ConfigError, match="has one row per input"):
+        attribute(clip, random_dictionary(128, 64, "image_embed"), pictures, cosine_to("a hat"), tokens="cls")
     with pytest.raises(ConfigError, match="A transcoder reads"):
         attribute(lm, random_dictionary(192, 64, BLOCK, target="gpt_neox.layers.3"), TEXT, log_prob(20))
     with pytest.raises(ConfigError, match="latents are active in 1 inputs"):

@@ -14,8 +14,8 @@ from nb_sae.errors import ConfigError, HookError, InputError, ShapeError
 from nb_sae.hook_rows import tensor_of
 from nb_sae.models.clip import ClipModel
 from nb_sae.models.lm import LanguageModel
-from nb_sae.models.tokens import PADDING
-from nb_sae.types import Modality, Prepared, Tokens
+from nb_sae.models.tokens import PADDING, caption_preprocessor, special_ids
+from nb_sae.types import Modality, Prepared, Site, Tokens
 
 TowerModel = LanguageModel | ClipModel
 KEPT_BYTES = 2**28
@@ -32,23 +32,6 @@ class Batch:
     special: Bool[Tensor, "context position"] | None = None
     """Positions of special tokens and padding; None: not known."""
 
-    def counted(self, shape: Sequence[int], tokens: Tokens, prefix_tokens: int) -> Bool[Tensor, "context token"]:
-        """Which rows of a site count; `shape` is what the site gives, `(context, token, …)` or `(context, width)`."""
-        mask = torch.ones(shape[0], shape[1] if len(shape) == 3 else 1, dtype=torch.bool)
-        if len(shape) != 3:
-            return mask
-        if self.given.ndim > 2:
-            if tokens != "all":
-                mask[:, :prefix_tokens] = tokens == "cls"
-                mask[:, prefix_tokens:] = tokens == "patches"
-            return mask
-        real = self.given.cpu() != PADDING
-        if tokens == "patches" and self.special is not None:
-            real = real & ~self.special
-        mask[:] = False  # what a tower appends to the texts, as CoCa's class token, is no token of them
-        mask[:, : real.shape[1]] = real
-        return mask
-
 
 @dataclass(frozen=True)
 class Tower:
@@ -56,8 +39,9 @@ class Tower:
 
     model: TowerModel
     modality: Modality
-    site: str
-    prefix_tokens: int
+    place: Site
+    tokens: Tokens
+    special_tokens: bool
     batches: Batches = field(repr=False)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -68,8 +52,38 @@ class Tower:
         """How many."""
         return self.batches.inputs
 
+    @property
+    def site(self) -> str:
+        """Its name."""
+        return self.place.name
 
-def tower_of(model: Any, site: str, inputs: Any, *, batch: int, d_in: int | None = None) -> Tower:
+    def counted(self, batch: Batch, shape: Sequence[int]) -> Bool[Tensor, "context token"]:
+        """Which rows of the site count; `shape` is what it gives, `(context, token, width)` or `(context, width)`."""
+        mask = torch.ones(shape[0], shape[1] if len(shape) == 3 else 1, dtype=torch.bool)
+        if len(shape) != 3:
+            return mask
+        prefix = self.place.prefix_tokens
+        mask[:, prefix:] = self.tokens != "cls"
+        mask[:, :prefix] = self.tokens != "patches"
+        if self.modality == "text":
+            real = batch.given.cpu() != PADDING
+            if batch.special is not None and not self.special_tokens:
+                real = real & ~batch.special
+            mask[:, : real.shape[1]] &= real
+            mask[:, real.shape[1] :] = False  # what a tower appends to a text, as CoCa's class token, is none of it
+        return mask
+
+
+def tower_of(
+    model: Any,
+    site: str,
+    inputs: Any,
+    *,
+    batch: int,
+    d_in: int,
+    tokens: Tokens = "all",
+    special_tokens: bool = False,
+) -> Tower:
     """The tower that a site lies in, with the inputs cut into batches for it.
 
     Args:
@@ -79,9 +93,11 @@ def tower_of(model: Any, site: str, inputs: Any, *, batch: int, d_in: int | None
             `(context, position)` or `(position,)`, pixels `(context, 3, h, w)`.
         batch: Contexts per forward pass.
         d_in: Width of the dictionary that reads the site.
+        tokens: Whose rows count, as in a store: all, "cls" (prefix tokens) or "patches" (all but those).
+        special_tokens: Whether rows of BOS, EOS, CLS and SEP of texts count.
 
     Raises:
-        ConfigError: another kind of model, or no inputs.
+        ConfigError: another kind of model, no inputs, or tokens that the site does not have.
         HookError: no such site.
         ShapeError: the site has another width than the dictionary.
         InputError: an empty text, one that is longer than the context, or what is neither text nor picture.
@@ -91,13 +107,18 @@ def tower_of(model: Any, site: str, inputs: Any, *, batch: int, d_in: int | None
             f"Got a {type(model).__name__} as the model; expected one from load_lm() or load_clip(). Load it with them."
         )
     modality, found = _modality(model, site)
-    if d_in is not None and found.width != d_in:
+    if found.width != d_in:
         raise ShapeError(
             f"Site {site!r} of {model.name} has width {found.width}; the dictionary takes {d_in}. Give the model and "
             "site that it was trained on, or site=."
         )
-    batches = Batches(model, modality, inputs, batch)
-    return Tower(model, modality, site, found.prefix_tokens, batches)
+    if tokens not in ("all", "cls", "patches"):
+        raise ConfigError(f"tokens={tokens!r} is not known. Use 'all', 'cls' or 'patches'.")
+    if tokens != "all" and found.pooled:
+        raise ConfigError(f"Site {site!r} has one row per input, so tokens={tokens!r} has no meaning. Use 'all'.")
+    if tokens == "cls" and not found.prefix_tokens:
+        raise ConfigError(f"Site {site!r} has no CLS or other prefix token. Use tokens='all' or 'patches'.")
+    return Tower(model, modality, found, tokens, special_tokens, Batches(model, modality, inputs, batch))
 
 
 class Batches(Sequence[Batch]):
@@ -144,7 +165,8 @@ class Batches(Sequence[Batch]):
 
     def _made(self, numbers: range) -> Batch:
         if self._prepare is None:
-            return Batch(numbers, self._inputs[numbers.start : numbers.stop])
+            given = self._inputs[numbers.start : numbers.stop]
+            return Batch(numbers, given, None if self._modality == "image" else _special(self._model, given))
         prepared = [self._one(self._prepare, number) for number in numbers]
         given = torch.cat([one.tensor for one in prepared])
         if self._modality == "image":
@@ -184,7 +206,7 @@ def output_of(model: TowerModel, given: Tensor, modality: Modality) -> Tensor:
     return found.float()
 
 
-def _modality(model: TowerModel, site: str) -> tuple[Modality, Any]:
+def _modality(model: TowerModel, site: str) -> tuple[Modality, Site]:
     if isinstance(model, LanguageModel):
         return "text", model.site(site)
     try:
@@ -193,6 +215,15 @@ def _modality(model: TowerModel, site: str) -> tuple[Modality, Any]:
         if "text" not in str(error) or "belongs to the text tower" not in str(error):
             raise
     return "text", model.site(site, "text")
+
+
+def _special(model: TowerModel, ids: Tensor) -> Tensor | None:
+    """Which ids are special to the tokenizer, padding included; None without one."""
+    if model.tokenizer is None:
+        return None
+    clip = isinstance(model, ClipModel)
+    known = caption_preprocessor(model.tokenizer).special_ids if clip else special_ids(model.tokenizer)
+    return torch.isin(ids.cpu(), torch.tensor([PADDING, *sorted(known)]))
 
 
 def _tensor(model: TowerModel, modality: Modality, given: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ def attribute(
     latents: int | Iterable[int] | None = None,
     site: str | None = None,
     tokens: Tokens = "all",
+    special_tokens: bool = False,
     keep_error: bool = True,
     per_token: int | None = PER_TOKEN,
     batch: int = BATCH,
@@ -134,7 +135,9 @@ def attribute(
         steps: Points of the path of "integrated"; each is a forward and a backward pass.
         latents: Which to report; None: all that are active. "ablation" wants a choice where many are.
         site: Where; None: where the dictionary was trained.
-        tokens: Whose latents count: all, "cls" (prefix tokens) or "patches" (all but prefix and special ones).
+        tokens: Whose latents count, as in a store: all, "cls" (prefix tokens of pictures) or "patches" (all but those).
+            The rows of other tokens stay as they are.
+        special_tokens: Whether those of BOS, EOS, CLS and SEP of texts count; a store leaves them out too.
         keep_error: Whether the model goes on with x, or with x̂ alone.
         per_token: Lines of each token in `.tokens`; None: all.
         batch: Contexts per forward pass.
@@ -153,14 +156,13 @@ def attribute(
     """
     if method not in ("gradient", "integrated", "ablation"):
         raise ConfigError(f"method={method!r} is not known. Use 'gradient', 'integrated' or 'ablation'.")
-    if tokens not in ("all", "cls", "patches"):
-        raise ConfigError(f"tokens={tokens!r} is not known. Use 'all', 'cls' or 'patches'.")
     if steps < 1 or (per_token is not None and per_token < 0):
         raise ConfigError(f"steps={steps}, per_token={per_token}: expected at least 1 step and 0 lines.")
     chosen = None if latents is None else [latent_number(one, None, dictionary.d_sae) for one in listed(latents)]
-    tower = tower_of(model, _site(dictionary, site), inputs, batch=batch, d_in=dictionary.d_in)
+    which = {"tokens": tokens, "special_tokens": special_tokens}
+    tower = tower_of(model, _site(dictionary, site), inputs, batch=batch, d_in=dictionary.d_in, **which)
     label, function = bound(metric, model)
-    readout = Readout(tower, dictionary, function, label, tokens, keep_error)
+    readout = Readout(tower, dictionary, function, label, keep_error)
     sums = _Sums(dictionary.d_sae, chosen, per_token)
     for one in tower:
         if method == "gradient":

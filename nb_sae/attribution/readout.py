@@ -21,7 +21,7 @@ from nb_sae.hooks import intervene
 from nb_sae.models.tokens import PADDING
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.kernels.gather import dot_rows, sum_rows
-from nb_sae.types import Edit, Tokens
+from nb_sae.types import Edit
 
 Change = Callable[["Code"], Tensor]
 """The code of the rows of a batch → the rows the model goes on with, float32."""
@@ -59,7 +59,6 @@ class Readout:
     dictionary: Dictionary
     metric: Metric
     label: str
-    tokens: Tokens
     keep_error: bool
 
     def base(self, code: Code) -> Float[Tensor, "rows d_in"]:
@@ -117,7 +116,7 @@ class Readout:
         seen: list[Code] = []
 
         def apply(x: Tensor) -> Tensor:
-            mask = batch.counted(x.shape, self.tokens, self.tower.prefix_tokens).to(x.device)
+            mask = self.tower.counted(batch, x.shape).to(x.device)
             # Of a site without an axis for tokens every input has one row.
             grid = x[:, None] if x.ndim == 2 else x
             seen.append(self._encoded(grid[mask].detach(), mask))
