@@ -12,10 +12,11 @@ from linear_readout import random_dictionary
 from test_lm import byte_level
 
 import nb_sae as ns
+from nb_sae import plots
 from nb_sae.attribution.heads import head_weights
 from nb_sae.attribution.patterns import head_scores, induction_curve
 from nb_sae.attribution.schema import HEAD_SCORES, HEAD_WEIGHTS, INDUCTION
-from nb_sae.errors import ConfigError, ShapeError
+from nb_sae.errors import ConfigError, ShapeError, WidgetError
 from nb_sae.models.lm import LanguageModel, load_lm
 
 WIDTH, HEADS = 32, 4
@@ -203,3 +204,36 @@ def test_pictures_have_no_tokens_that_come_again():
         head_scores(ns.load_clip("demo"))
     with pytest.raises(ConfigError, match="expected numbers from 1 to 11"):
         induction_curve(induction_circuit(), prefixes=[12])
+
+
+def test_the_heat_map_of_scores_holds_every_head_and_the_null(scores):
+    figure = plots.head_scores(scores, "previous")
+    np.testing.assert_allclose(figure.data[0].z, scores["previous"].to_numpy().reshape(2, 2))
+    assert list(figure.data[0].y) == ["block 0", "block 1"]
+    assert f"even head: {scores['previous_null'][0]:.3f}" in figure.layout.title.text
+    with pytest.raises(WidgetError, match="Use 'induction'"):
+        plots.head_scores(scores, "last")
+    with pytest.raises(WidgetError, match=r"expected ns\.head_scores"):
+        plots.head_scores(pl.DataFrame())
+
+
+def test_the_heat_map_of_weights_shows_the_latents_that_have_a_head():
+    lm = orthogonal_heads()
+    dictionary = random_dictionary(WIDTH, 300, "transformer.h.1.attn")
+    dictionary.W_enc[:, 5] = lm.module.transformer.h[1].attn.c_proj.weight.detach().view(HEADS, -1, WIDTH)[3].sum(0)
+    figure = plots.head_weights(head_weights(lm, dictionary))
+    shown = list(figure.data[0].y)
+    assert len(shown) == 40
+    assert figure.data[0].z[shown.index("latent 5")].tolist() == pytest.approx([0, 0, 0, 1], abs=1e-5)
+    own = [int(np.argmax(row - 0.25)) for row in figure.data[0].z]
+    assert own == sorted(own)  # grouped by their head
+    assert "40 of 300 latents; a random latent: 0.25" in figure.layout.title.text
+
+
+def test_the_induction_figure_holds_the_strongest_heads_and_the_null():
+    curve = induction_curve(induction_circuit(), prefixes=(1, 3), contexts=4)
+    figure = plots.induction_curve(curve)
+    assert figure.data[0].name == "1.0"
+    assert list(figure.data[0].y) == [1, 1]
+    assert figure.data[-1].name == "even head"
+    assert list(figure.data[-1].y) == pytest.approx([1 / 13, 1 / 15])

@@ -6,6 +6,7 @@ from nb_sae.plots.bias import association, error_gaps, reliance, retrieval
 from nb_sae.plots.concepts import naming, steering
 from nb_sae.plots.dictionaries import density, pareto, quality, training
 from nb_sae.plots.flow import activation_groups, deactivation, faithfulness, flow_kinds, flow_scores
+from nb_sae.plots.heads import head_scores, head_weights, induction_curve
 from nb_sae.plots.layers import layer_quality
 from nb_sae.plots.lens import identifiability, patch_maps
 
@@ -18,7 +19,10 @@ __all__ = [
     "faithfulness",
     "flow_kinds",
     "flow_scores",
+    "head_scores",
+    "head_weights",
     "identifiability",
+    "induction_curve",
     "layer_quality",
     "naming",
     "pareto",
