@@ -109,6 +109,8 @@ def test_covariance_null_of_isotropic_rows_is_the_isotropic_one():
     a, b = unit(4000, 24, generator), unit(300, 24, generator)
     one, other = covariance_null(a, b, draws=4000, seed=1), isotropic_null(24, 300, draws=4000, seed=2)
     assert float(one.mean()) == pytest.approx(float(other.mean()), rel=0.01)
+    lengths = torch.rand(300, 1, generator=generator) * 20
+    torch.testing.assert_close(covariance_null(a * 7, b * lengths, draws=4000, seed=1), one)
 
 
 def test_the_null_is_a_function_of_its_seed():

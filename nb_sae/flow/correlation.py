@@ -20,7 +20,8 @@ from nb_sae.sae.metrics.rows import rows_at_a_time
 
 MEMORY_BYTES = 512 * 2**20
 """Of the sums of products that one pass over the rows holds. What does not fit waits for another pass."""
-PAIRS_AT_A_TIME = 2**21
+PAIRS_AT_A_TIME = 2**16
+"""Products of two active latents that are added at a time; more of them do not stay in the cache."""
 
 Codes = tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]
 

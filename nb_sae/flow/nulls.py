@@ -96,27 +96,29 @@ def _uniform(rows: int, d_in: int, generator: torch.Generator) -> Float[Tensor, 
 def covariance_null(
     targets: Float[Tensor, "targets d"], sources: Float[Tensor, "sources d"], *, draws: int, seed: int
 ) -> Float[Tensor, " draws"]:
-    """The same with random rows that have the second moments of the targets, and the sources as they are.
+    """The same with random rows that have the second moments of the targets' directions, and the sources as they are.
 
     Harder to exceed where the rows of both dictionaries fill few dimensions.
 
     Args:
-        targets: Unit rows.
-        sources: Unit rows.
+        targets: Directions as rows; norms do not matter.
+        sources: Directions as rows; norms do not matter.
         draws: Random rows.
         seed: Of the draw.
     """
     d_in = targets.shape[1]
     moments = torch.zeros(d_in, d_in, dtype=torch.double, device=targets.device)
     for part in targets.split(4096):
-        moments += part.double().T @ part.double()
+        unit = F.normalize(part.double(), dim=-1)
+        moments += unit.T @ unit
     values, basis = torch.linalg.eigh(moments)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(draws, d_in, generator=generator).to(targets)
     drawn = F.normalize((noise * values.clamp_min(0).sqrt().to(noise)) @ basis.T.to(noise), dim=-1)
-    block = max(1, BLOCK_BYTES // (4 * len(sources)))
-    best = [(part @ sources.T.to(part)).amax(-1) for part in drawn.split(block)]
-    return torch.cat(best).cpu().sort().values
+    best = drawn.new_full((draws,), -torch.inf)
+    for part in sources.split(max(1, BLOCK_BYTES // (4 * draws))):
+        torch.maximum(best, (F.normalize(part, dim=-1) @ drawn.T).amax(0), out=best)
+    return best.cpu().sort().values
 
 
 def upper_quantile(draws: Float[Tensor, " draws"]) -> float:
