@@ -41,7 +41,7 @@ export default dashboard((model, el, life) => {
     input: model.get("input") as number,
     colour: about.by_token ? "all" : "source",
     list: "token",
-    pair: -1,
+    pair: 0,
     kernel: rpc.kernel,
     shown: undefined,
     cells: undefined,

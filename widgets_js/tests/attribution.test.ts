@@ -137,12 +137,19 @@ describe("heads by sources", () => {
     expect(twin?.querySelectorAll("tbody tr").length).toBe(12);
   });
 
-  it("says of a latent that it is not there, and names those that are", async () => {
-    const { model, el } = open("text");
+  it("keeps what is shown for a latent that is not there, and says so", async () => {
+    const { model, el, find } = open("text");
+    model.set("latent", 1);
+    await settle();
     model.set("latent", 9);
     await settle();
-    expect(el.textContent).toContain("Latent 9 is not explained by head and source");
-    expect([...el.querySelectorAll("option")].map((one) => one.textContent)).toContain("1 one at token 5");
+    expect(el.textContent).toContain("Latent 9 is not taken apart by head and source; shown is 1 one.");
+    expect(find(".nbs-heads")).not.toBeNull();
+    model.set("latent", 0);
+    await settle();
+    expect(
+      find('[aria-label="Latent and target"]')?.closest("section")?.querySelector<HTMLElement>(".nbs-note")?.hidden,
+    ).toBe(true);
   });
 });
 

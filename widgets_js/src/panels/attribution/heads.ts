@@ -16,12 +16,12 @@ const ALL_ROWS = 16;
 export function headsPanel(root: HTMLElement, panel: Panel, ask: (pair: Pair) => Promise<Cells>): () => void {
   const { state, pairs } = panel;
   const select = h("select", { "aria-label": "Latent and target" });
-  select.append(h("option", { value: "", disabled: true }, "choose a latent"));
   for (const [place, pair] of pairs.entries()) {
     select.append(h("option", { value: place }, `${nameOf(pair)} at token ${pair.target}`));
   }
+  const other = h("p", { class: "nbs-note" });
   const body = h("div");
-  root.append(h("div", { class: "nbs-line" }, h("h4", {}, "Heads by sources"), select), body);
+  root.append(h("div", { class: "nbs-line" }, h("h4", {}, "Heads by sources"), select), other, body);
   let turn = 0;
   select.addEventListener("change", () => {
     const pair = pairs[Number(select.value)];
@@ -31,19 +31,8 @@ export function headsPanel(root: HTMLElement, panel: Panel, ask: (pair: Pair) =>
   const load = async () => {
     turn += 1;
     const mine = turn;
-    const pair = pairs[state.get("pair")];
-    if (pair) select.value = String(state.get("pair"));
-    else select.value = "";
-    if (!pair) {
-      state.set("cells", undefined);
-      return body.replaceChildren(
-        h(
-          "p",
-          { class: "nbs-note" },
-          `Latent ${state.get("latent")} is not explained by head and source; choose one that is.`,
-        ),
-      );
-    }
+    const pair = pairs[state.get("pair")] as Pair;
+    select.value = String(state.get("pair"));
     try {
       const cells = await ask(pair);
       if (mine !== turn) return;
@@ -57,12 +46,15 @@ export function headsPanel(root: HTMLElement, panel: Panel, ask: (pair: Pair) =>
   };
   const stops = [
     state.on(["latent"], () => {
-      // The pair of the same latent that is shown already stays.
-      if (pairs[state.get("pair")]?.latent === state.get("latent")) return;
-      state.set(
-        "pair",
-        pairs.findIndex(({ latent }) => latent === state.get("latent")),
-      );
+      const latent = state.get("latent");
+      // Another target of the same latent stays, and so does what is shown where the latent has nothing to show.
+      if (pairs[state.get("pair")]?.latent !== latent) {
+        const found = pairs.findIndex((one) => one.latent === latent);
+        if (found >= 0) state.set("pair", found);
+      }
+      const shown = pairs[state.get("pair")] as Pair;
+      other.hidden = shown.latent === latent;
+      other.textContent = `Latent ${latent} is not taken apart by head and source; shown is ${nameOf(shown)}.`;
     }),
     state.on(["pair", "kernel"], () => void load()),
   ];

@@ -15,7 +15,7 @@ export interface View {
   input: number;
   colour: Colour;
   list: "token" | "all";
-  /** Which pre-activation is shown by head and source: its place among the pairs; -1 where the latent has none. */
+  /** Which pre-activation is shown by head and source: its place among the pairs. */
   pair: number;
   kernel: Kernel;
   /** The input that is shown; undefined while it is asked for. */
