@@ -111,7 +111,11 @@ SAME: dict[str, dict[Lane, tuple[str, ...]]] = {
     },
     "llama": {
         "attention": tuple(f"model.layers.{{}}.self_attn.{name}" for name in ("o_proj", "dense", "out_proj")),
-        "mlp": ("model.layers.{}.mlp.down_proj", "model.layers.{}.mlp.fc2", "model.layers.{}.fc2"),
+        "mlp": ("model.layers.{}.mlp.down_proj", "model.layers.{}.mlp.fc2"),
+    },
+    "bert": {
+        "attention": ("bert.encoder.layer.{}.attention.out_lin",),
+        "mlp": ("bert.encoder.layer.{}.ffn.lin2",),
     },
     "open_clip_image": {
         "attention": tuple(
@@ -136,10 +140,10 @@ SAME: dict[str, dict[Lane, tuple[str, ...]]] = {
 
 _OUT: Point = "out"
 _ROOTS = {
-    "transformer.h.": r"(?:transformer\.)?h\.",
+    "transformer.h.": r"(?:(?:transformer\.)?h|transformer\.blocks)\.",
     "gpt_neox.layers.": r"(?:gpt_neox\.)?layers\.",
-    "model.layers.": r"(?:(?:model|language_model|decoder)\.)*layers\.",
-    "bert.encoder.layer.": r"(?:\w+\.)*encoder\.layer\.",
+    "model.layers.": r"(?:(?:model|language_model|text_model|decoder|encoder)\.)*layers\.",
+    "bert.encoder.layer.": r"(?:\w+\.)*(?:encoder|transformer)\.layer\.",
 }
 """Where a Hugging Face model without a head, or inside another model, keeps its blocks."""
 

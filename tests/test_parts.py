@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -16,8 +18,8 @@ from nb_sae.models.lm import LanguageModel, load_lm
 from nb_sae.models.parts import Parts, layer_sites, parts
 
 FAMILIES = [*PRE_NORM, *ENCODERS]
-WRITES = ("c_proj", "dense_4h_to_h", "down_proj", "dense")
-READS = ("c_fc", "dense_h_to_4h", "gate_proj", "gate_up_proj", "dense")
+WRITES = ("c_proj", "dense_4h_to_h", "down_proj", "dense", "lin2", "Wo")
+READS = ("c_fc", "dense_h_to_4h", "gate_proj", "gate_up_proj", "dense", "lin1", "Wi")
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +65,13 @@ def test_an_encoder_that_normalises_afterwards_says_so(loaded, family):
     assert min(found.additions(ids()).values()) > 0.1
     block = found.blocks[1]
     names = (found.blocks[0].residual, block.attention, block.mlp, block.residual)
-    before, attention, mlp, after = seen_at(loaded[family], list(names), ids()).values()
+    seen = seen_at(loaded[family], list(names), ids())
+    before, attention, mlp, after = (seen[name] for name in names)
     layer = loaded[family].module.get_submodule(block.residual)
-    middle = layer.attention.output.LayerNorm(before + attention)
-    torch.testing.assert_close(layer.output.LayerNorm(middle + mlp), after)
+    distilled = family == "distilbert"
+    first = layer.sa_layer_norm if distilled else layer.attention.output.LayerNorm
+    last = layer.output_layer_norm if distilled else layer.output.LayerNorm
+    torch.testing.assert_close(last(first(before + attention) + mlp), after)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,6 +86,14 @@ def test_the_heads_sum_to_what_attention_gives(loaded, family):
         torch.testing.assert_close(added, seen[block.attention], atol=1e-4, rtol=0)
         assert read.W_V.shape == (read.heads, 32, read.d_head)
         assert (read.after is None) == (family not in ("gemma2", "gemma3", "olmo2"))
+
+
+def test_heads_share_values_where_the_model_groups_them(loaded):
+    shared = {family: parts(loaded[family]).attention(1).kv_heads for family in ("llama", "falcon", "falcon_grouped")}
+    assert shared == {"llama": 2, "falcon": 1, "falcon_grouped": 2}
+    W_V = parts(loaded["llama"]).attention(1).W_V
+    assert torch.equal(W_V[0], W_V[1])
+    assert not torch.equal(W_V[1], W_V[2])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -169,19 +182,19 @@ def test_a_model_without_a_head_has_blocks_and_no_logits(loaded):
         found.project(torch.zeros(1, 2, 32))
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gemma2", "gemma3", "olmo2")])
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("gemma2", "gemma3", "olmo2", "mixtral")])
 def test_neurons_read_and_write_by_these_rows(loaded, family):
     lm, found = loaded[family], parts(loaded[family])
     W_in, W_out = found.mlp(1)
     block = lm.module.get_submodule(found.blocks[1].residual)
-    reads = block.intermediate if hasattr(block, "intermediate") else block.mlp
-    writes = block.output if hasattr(block, "intermediate") else block.mlp
+    bert, mlp = hasattr(block, "intermediate"), getattr(block, "mlp", getattr(block, "ffn", None))
+    reads, writes = (block.intermediate, block.output) if bert else (mlp, mlp)
     read = next(getattr(reads, name) for name in READS if hasattr(reads, name))
     write = next(getattr(writes, name) for name in WRITES if hasattr(writes, name))
     noted: dict[str, Tensor] = {}
     handles = [
-        read.register_forward_hook(lambda _, args, out: noted.update(given=args[0], pre=out)),
-        write.register_forward_hook(lambda _, args, out: noted.update(neurons=args[0], out=out)),
+        read.register_forward_hook(lambda _, args, out: noted.update(given=args[0], pre=out.clone())),
+        write.register_forward_hook(lambda _, args, out: noted.update(neurons=args[0], out=out.clone())),
     ]
     with torch.no_grad():
         lm.forward(ids())
@@ -271,6 +284,31 @@ def test_weights_that_wait_on_the_disk_are_read(tmp_path):
     torch.testing.assert_close(found.logits(rows), expected.logits(rows))
 
 
+def test_a_model_that_scales_what_it_adds_has_no_such_sites():
+    lm = load_lm(lively(tiny_models.granite()), name="granite")
+    with pytest.raises(ConfigError, match=r"granite do not give what their block adds.*lanes='residual'"):
+        layer_sites(lm)
+    assert layer_sites(lm, "residual") == [f"model.layers.{i}" for i in range(3)]
+    rows = seen_at(lm, ["model.layers.2"], ids())["model.layers.2"]
+    torch.testing.assert_close(parts(lm).logits(rows), lm.logits(ids()).detach())
+
+
+def test_an_mlp_that_gives_no_rows_is_left_out():
+    lm = load_lm(lively(tiny_models.opt()), name="opt")
+    assert layer_sites(lm)[:2] == ["model.decoder.layers.0.self_attn", "model.decoder.layers.0"]
+    with pytest.raises(ConfigError, match="no site that gives rows for lanes="):
+        layer_sites(lm, "mlp")
+    assert parts(lm).mlp(1)[1].shape == (48, 32)
+    seen = seen_at(lm, ["model.decoder.layers.1.self_attn"], ids())["model.decoder.layers.1.self_attn"]
+    torch.testing.assert_close(sum_of_heads(parts(lm), 1, ids()), seen, atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match="logit lens does not apply"):
+        _ = parts(lm).unembed
+
+
+def test_experts_have_no_rows_of_their_own(loaded):
+    assert parts(loaded["mixtral"]).mlp(0) is None
+
+
 class Attention(nn.Module):
     def __init__(self, *, as_tuple: bool) -> None:
         super().__init__()
@@ -356,3 +394,12 @@ def test_lanes_layers_and_models_that_are_not_there_are_refused(loaded):
 def test_parts_are_made_once_for_each_model(loaded):
     assert parts(loaded["gpt2"]) is parts(loaded["gpt2"], "text")
     assert parts(loaded["gpt2"]) is not parts(loaded["llama"])
+
+
+def test_parts_do_not_keep_a_model_alive():
+    lm = load_lm(lively(tiny_models.gpt2()))
+    assert parts(lm).attention(0).heads == 4
+    gone = weakref.ref(lm.module)
+    del lm
+    gc.collect()
+    assert gone() is None

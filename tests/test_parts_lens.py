@@ -27,8 +27,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.empty(heads, width, 8)) for _ in range(3))
-        self.W_O, self.b_V, self.b_O = (nn.Parameter(torch.empty(s)) for s in ((heads, 8, width), (heads, 8), (width,)))
+        self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.zeros(heads, width, 8)) for _ in range(3))
+        self.W_O, self.b_V, self.b_O = (nn.Parameter(torch.zeros(s)) for s in ((heads, 8, width), (heads, 8), (width,)))
         self.hook_pattern, self.hook_z = hook_points.HookPoint(), hook_points.HookPoint()
 
     def forward(self, query_input: Tensor, key_input: Tensor, value_input: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.W_in, self.W_out = nn.Parameter(torch.empty(width, 20)), nn.Parameter(torch.empty(20, width))
+        self.W_in, self.W_out = nn.Parameter(torch.zeros(width, 20)), nn.Parameter(torch.zeros(20, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x @ self.W_in).relu() @ self.W_out
@@ -67,7 +67,7 @@ class Block(nn.Module):
 class Unembed(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.W_U, self.b_U = nn.Parameter(torch.empty(width, VOCABULARY)), nn.Parameter(torch.empty(VOCABULARY))
+        self.W_U, self.b_U = nn.Parameter(torch.zeros(width, VOCABULARY)), nn.Parameter(torch.zeros(VOCABULARY))
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.W_U + self.b_U

@@ -85,6 +85,61 @@ def roberta() -> nn.Module:
     return transformers.RobertaForMaskedLM(transformers.RobertaConfig(**SHAPE | {"pad_token_id": 1}))
 
 
+def falcon(**settings: Any) -> nn.Module:
+    return transformers.FalconForCausalLM(transformers.FalconConfig(**SHAPE, **settings))
+
+
+def cohere() -> nn.Module:
+    return transformers.CohereForCausalLM(transformers.CohereConfig(**SHAPE, logit_scale=0.25))
+
+
+def mixtral() -> nn.Module:
+    return transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**SHAPE, num_key_value_heads=2, num_local_experts=3)
+    )
+
+
+def granite() -> nn.Module:
+    """Scales what attention and MLP give before it is added."""
+    return transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(**SHAPE, logits_scaling=4.0, residual_multiplier=0.3)
+    )
+
+
+def opt() -> nn.Module:
+    """Its MLP runs on (batch · token, width), and its embedding is narrower than its blocks."""
+    return transformers.OPTForCausalLM(
+        transformers.OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=40,
+            word_embed_proj_dim=16,
+        )
+    )
+
+
+def distilbert() -> nn.Module:
+    return transformers.DistilBertForMaskedLM(
+        transformers.DistilBertConfig(
+            vocab_size=VOCABULARY, dim=32, hidden_dim=48, n_layers=3, n_heads=4, max_position_embeddings=40
+        )
+    )
+
+
+def electra() -> nn.Module:
+    return transformers.ElectraForMaskedLM(transformers.ElectraConfig(**SHAPE, embedding_size=32))
+
+
+def modernbert() -> nn.Module:
+    """An encoder that normalises before, as decoders do."""
+    return transformers.ModernBertForMaskedLM(
+        transformers.ModernBertConfig(**SHAPE, cls_token_id=0, sep_token_id=0, local_attention=4)
+    )
+
+
 PRE_NORM: dict[str, Callable[[], nn.Module]] = {
     "gpt2": gpt2,
     "neox": neox,
@@ -96,8 +151,18 @@ PRE_NORM: dict[str, Callable[[], nn.Module]] = {
     "gemma3": gemma3,
     "olmo2": olmo2,
     "phi3": phi3,
+    "falcon": falcon,
+    "falcon_grouped": lambda: falcon(new_decoder_architecture=True, num_kv_heads=2),
+    "cohere": cohere,
+    "mixtral": mixtral,
+    "modernbert": modernbert,
 }
-ENCODERS: dict[str, Callable[[], nn.Module]] = {"bert": bert, "roberta": roberta}
+ENCODERS: dict[str, Callable[[], nn.Module]] = {
+    "bert": bert,
+    "roberta": roberta,
+    "distilbert": distilbert,
+    "electra": electra,
+}
 
 
 def lively(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -25,11 +26,14 @@ _ATTENTIONS = ("self_attn", "attention", "attn", "self_attention")
 _MLPS = ("mlp", "feed_forward", "ffn")
 _OUTPUTS = ("o_proj", "dense", "c_proj", "out_proj", "out_lin", "Wo")
 _VALUES = ("v_proj", "value", "v_lin")
-_FUSED = ("query_key_value", "c_attn", "qkv_proj", "Wqkv")
-_NORMS_BEFORE = ("input_layernorm", "ln_1", "attn_norm", "self_attn_layer_norm")
-_FINAL_NORMS = ("final_layer_norm", "ln_f", "norm", "final_layernorm", "final_norm")
-_WRITES = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "lin2", "Wo")
-_READS = ("gate_proj", "gate_up_proj", "dense_h_to_4h", "c_fc", "fc1", "lin1")
+_BY_HEAD = ("query_key_value",)
+"""Queries, key and value of one head (or of a group that shares them) side by side."""
+_BY_KIND = ("c_attn", "qkv_proj", "Wqkv")
+"""All queries, then all keys, then all values."""
+_NORMS_BEFORE = ("input_layernorm", "ln_1", "ln_attn", "attn_norm", "self_attn_layer_norm", "layer_norm1", "norm_1")
+_FINAL_NORMS = ("final_layer_norm", "ln_f", "norm", "final_layernorm", "final_norm", "norm_f")
+_READS = ("gate_proj", "gate_up_proj", "dense_h_to_4h", "c_fc", "fc1", "lin1", "fc_in", "Wi", "up_proj")
+_WRITES = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "lin2", "fc_out", "Wo")
 
 
 class HuggingFaceParts(Parts):
@@ -50,17 +54,32 @@ class HuggingFaceParts(Parts):
     @cached_property
     def blocks(self) -> tuple[BlockParts, ...]:
         """The sites of every block, first to last."""
-        return tuple(self._block_parts(i, block) for i, block in enumerate(self._list()))
+        names = set(self.model.hook_names())
+        found = [self._block_parts(i, block) for i, block in enumerate(self._list())]
+        # OPT's MLP, for one, gives no rows: (batch · token, width).
+        return tuple(
+            replace(
+                block,
+                attention=block.attention if block.attention in names else None,
+                mlp=block.mlp if block.mlp in names else None,
+            )
+            for block in found
+        )
+
+    @property
+    def normalises_after(self) -> bool:
+        """Whether the blocks normalise the sum and not what they read, as BERT does."""
+        return _post_norm(self._list()[0])
 
     @property
     def final_norm(self) -> Callable[[Tensor], Tensor] | None:
-        """The norm after the last block; of a masked-language-model head, all that comes before its decoder."""
-        head = masked_head(self._inner)
-        if head is not None:
-            return head
+        """The norm after the last block; with a masked-language-model head, and all that comes before its decoder."""
         module = self._root.get_submodule(self._stack.rpartition(".")[0]) if "." in self._stack else self._root
-        norm = _child(module, _FINAL_NORMS)
-        return None if norm is None else InFloat(norm)
+        norm, head = _child(module, _FINAL_NORMS), masked_head(self._inner)
+        if norm is None:
+            return head
+        normed = InFloat(norm)
+        return normed if head is None else lambda x: head(normed(x))
 
     def _read_unembed(self) -> tuple[Tensor, Tensor | None]:
         find = getattr(self._inner, "get_output_embeddings", None)
@@ -101,8 +120,10 @@ class HuggingFaceParts(Parts):
 
     def _block_parts(self, layer: int, block: nn.Module) -> BlockParts:
         root = f"{self._stack}.{layer}"
-        if hasattr(block, "intermediate"):  # BERT: the norms come after the addition
+        if hasattr(block, "intermediate"):  # BERT
             return BlockParts(layer, root, f"{root}.attention.output.dense", f"{root}.output.dense")
+        if hasattr(block, "sa_layer_norm"):  # DistilBERT
+            return BlockParts(layer, root, f"{root}.attention.out_lin", f"{root}.ffn.lin2")
         attention, mlp = _child_name(block, _ATTENTIONS), _child_name(block, _MLPS)
         sites = {"attention": attention, "mlp": mlp or _child_name(block, ("fc2",))}
         if _normalises_attention(block):
@@ -131,7 +152,7 @@ class HuggingFaceParts(Parts):
         W_V, b_V = self._values(layer, attention, heads, d_head)
         kv_heads = W_V.shape[0]
         repeat = heads // kv_heads
-        before = _child(block, _NORMS_BEFORE)
+        before = None if _post_norm(block) else _child(block, _NORMS_BEFORE)
         site = f"{self._stack}.{layer}.{name}"
         after = _child(block, ("post_attention_layernorm",)) if _normalises_attention(block) else None
         return AttentionParts(
@@ -150,17 +171,21 @@ class HuggingFaceParts(Parts):
 
     def _values(self, layer: int, attention: nn.Module, heads: int, d_head: int) -> tuple[Tensor, Tensor | None]:
         """W_V `(kv_heads, d_model, d_head)` and its bias, from a map of its own or a fused one."""
-        own, fused = _child(attention, _VALUES), _child_name(attention, _FUSED)
+        own, fused = _child(attention, _VALUES), _child_name(attention, _BY_HEAD + _BY_KIND)
         if own is not None:
             weight, bias = affine(self._root, own)
         elif fused is not None:
             weight, bias = affine(self._root, getattr(attention, fused))
-            if fused == "query_key_value":  # GPT-NeoX: query, key and value of each head side by side
-                rows = weight.unflatten(0, (heads, 3, d_head))[:, 2].flatten(0, 1)
-                weight, bias = rows, None if bias is None else bias.unflatten(0, (heads, 3, d_head))[:, 2].flatten()
-            else:  # all queries, then all keys, then all values
-                start = (len(weight) + heads * d_head) // 2
-                weight, bias = weight[start:], None if bias is None else bias[start:]
+            kv_heads = (len(weight) // d_head - heads) // 2
+            if kv_heads < 1 or heads % kv_heads or len(weight) != (heads + 2 * kv_heads) * d_head:
+                raise self._unreadable(layer, attention)
+            if fused in _BY_HEAD:
+                groups = (kv_heads, heads // kv_heads + 2, d_head)
+                weight = weight.unflatten(0, groups)[:, -1].flatten(0, 1)
+                bias = None if bias is None else bias.unflatten(0, groups)[:, -1].flatten()
+            else:
+                weight = weight[-kv_heads * d_head :]
+                bias = None if bias is None else bias[-kv_heads * d_head :]
         else:
             raise self._unreadable(layer, attention)
         W_V = weight.unflatten(0, (-1, d_head)).transpose(1, 2)
@@ -217,8 +242,8 @@ class HuggingFaceParts(Parts):
     def _unreadable(self, layer: int, attention: nn.Module) -> ConfigError:
         return ConfigError(
             f"nb_sae does not know where {type(attention).__name__} (block {layer} of {self._title}) keeps W_V and "
-            f"W_O; expected {', '.join(_VALUES + _FUSED)} and {', '.join(_OUTPUTS)}. Its sites can be used, its heads "
-            "cannot."
+            f"W_O; expected {', '.join(_VALUES + _BY_HEAD + _BY_KIND)} and {', '.join(_OUTPUTS)}. Its sites can be "
+            "used, its heads cannot."
         )
 
 
@@ -263,14 +288,26 @@ def _normalises_attention(block: nn.Module) -> bool:
     return hasattr(block, "pre_feedforward_layernorm") or hasattr(block, "post_feedforward_layernorm")
 
 
+def _post_norm(block: nn.Module) -> bool:
+    """BERT (`intermediate`) and DistilBERT (`sa_layer_norm`) normalise after every addition."""
+    return hasattr(block, "intermediate") or hasattr(block, "sa_layer_norm")
+
+
 def masked_head(inner: nn.Module | None) -> Callable[[Tensor], Tensor] | None:
-    """What a masked-language-model head does before its decoder (BERT, RoBERTa, DistilBERT, ModernBERT)."""
+    """What a masked-language-model head does before its decoder; None without such a head."""
     transform = getattr(getattr(getattr(inner, "cls", None), "predictions", None), "transform", None)
-    if isinstance(transform, nn.Module):
-        return InFloat(transform)
-    head: Any = getattr(inner, "lm_head", None)
+    whole = transform or getattr(inner, "generator_predictions", None)  # BERT; ELECTRA
+    if isinstance(whole, nn.Module):
+        return InFloat(whole)
+    head: Any = getattr(inner, "lm_head", None)  # RoBERTa
     if all(hasattr(head, name) for name in ("dense", "layer_norm", "decoder")):
         return lambda x: InFloat(head.layer_norm)(nn.functional.gelu(InFloat(head.dense)(x)))
+    head = getattr(inner, "head", None)  # ModernBERT
+    if all(hasattr(head, name) for name in ("dense", "act", "norm")):
+        return InFloat(head)
+    model: Any = inner
+    if all(hasattr(inner, name) for name in ("vocab_transform", "activation", "vocab_layer_norm")):  # DistilBERT
+        return lambda x: InFloat(model.vocab_layer_norm)(model.activation(InFloat(model.vocab_transform)(x)))
     return None
 
 

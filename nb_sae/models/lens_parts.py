@@ -34,7 +34,7 @@ class LensParts(Parts):
     @cached_property
     def blocks(self) -> tuple[BlockParts, ...]:
         """The sites of every block, first to last."""
-        hooks, sites = hook_points(self._root), _POST_NORM if self._post_norm else _SITES
+        hooks, sites = hook_points(self._root), _POST_NORM if self.normalises_after else _SITES
         found = []
         for i in range(len(self._module.blocks)):
             named = {
@@ -49,6 +49,11 @@ class LensParts(Parts):
                 )
             found.append(BlockParts(i, residual, named["attention"], named["mlp"]))
         return tuple(found)
+
+    @property
+    def normalises_after(self) -> bool:
+        """Whether it is a BERT, which normalises after every addition; its embedding too, by which it is told."""
+        return hasattr(self._module, "embed_ln")
 
     @property
     def final_norm(self) -> Callable[[Tensor], Tensor] | None:
@@ -99,7 +104,7 @@ class LensParts(Parts):
         b_V, b_O = _weight(attention, "b_V"), _weight(attention, "b_O")
         cfg = getattr(self._module, "cfg", None)
         after = getattr(block, "ln1_post", None)
-        before = None if self._post_norm else getattr(block, "ln1", None)
+        before = None if self.normalises_after else getattr(block, "ln1", None)
         names = [f"blocks.{layer}.{name}" for name in ("attn.o.hook_out", "attn.hook_out", "hook_attn_out")]
         return AttentionParts(
             layer=layer,
@@ -114,11 +119,6 @@ class LensParts(Parts):
             norm=before if isinstance(before, nn.Module) else nn.Identity(),
             after=after if isinstance(after, nn.Module) else None,
         )
-
-    @property
-    def _post_norm(self) -> bool:
-        """A BERT, which normalises after every addition; its embedding too, by which it is told."""
-        return hasattr(self._module, "embed_ln")
 
     def _listen(self, layer: int, run: dict[str, Tensor]) -> list[Any]:
         attention = self._module.blocks[layer].attn

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -26,15 +25,15 @@ _STACKS = (
     "gpt_neox.layers",
     "model.layers",
     "transformer.h",
+    "transformer.blocks",
     "model.language_model.layers",
     "language_model.model.layers",
     "layers",
     "h",
-    "encoder.layer",
 )
-"""Where Hugging Face models keep their blocks; `<name>.encoder.layer` of an encoder with a head is found by its end."""
-
-_known: WeakKeyDictionary[Any, dict[Tower, Parts]] = WeakKeyDictionary()
+"""Where Hugging Face models keep their blocks."""
+_STACK_ENDS = ("encoder.layer", "transformer.layer", "encoder.layers", "decoder.layers", "language_model.layers")
+"""How the path ends in models that put it under a name of their own."""
 
 
 def parts(model: Any, tower: Tower | None = None) -> Parts:
@@ -62,7 +61,8 @@ def parts(model: Any, tower: Tower | None = None) -> Parts:
         raise ConfigError(
             f"tower={tower!r} is none of {display_name(model)}. {closest(tower, towers)}It has: {', '.join(towers)}."
         )
-    kept = _known.setdefault(model, {})
+    # Kept on the model, so that both go together.
+    kept: dict[Tower, Parts] = vars(model).setdefault("_parts", {})
     if tower not in kept:
         kept[tower] = (_clip_parts if clip else _text_parts)(model, root, tower)
     return kept[tower]
@@ -80,7 +80,8 @@ def layer_sites(
         tower: `"text"` or `"image"`; by default the text of a language model and the image of a CLIP.
 
     Raises:
-        ConfigError: unknown lane, or a model whose blocks nb_sae does not know.
+        ConfigError: unknown lane; a model whose blocks nb_sae does not know; or one whose attention and MLP do not
+            give what the block adds.
     """
     wanted = [lanes] if isinstance(lanes, str) else list(lanes)
     wrong = next((lane for lane in wanted if lane not in LANES), None)
@@ -89,12 +90,19 @@ def layer_sites(
         raise ConfigError(f"lanes={wanted!r}: {wrong!r} is no lane. {hint}Choose from {', '.join(LANES)}.")
     found = parts(model, tower)
     named = [(lane, getattr(block, lane)) for block in found.blocks for lane in ("attention", "mlp", "residual")]
+    if "attention" in wanted or "mlp" in wanted:
+        found.prove_additions()
     sites = [site for lane, site in named if lane in wanted and site is not None]
     if "embedding" in wanted:
         embedding = f"{found.tower}_embed"
         if embedding not in model.pseudo_sites:
             raise ConfigError(f"{display_name(model)} ends in no embedding. Leave 'embedding' out of lanes.")
         sites.append(embedding)
+    if not sites:
+        raise ConfigError(
+            f"{found} has no site that gives rows for lanes={wanted!r}. Choose other lanes, or sites from "
+            "model.hook_names()."
+        )
     return sites
 
 
@@ -130,7 +138,7 @@ def _clip_parts(model: Any, root: nn.Module, tower: Tower) -> Parts:
 
 def _stacks(root: nn.Module) -> Iterator[str]:
     yield from _STACKS
-    yield from (path for path, _ in root.named_modules() if path.endswith((".encoder.layer", ".decoder.layers")))
+    yield from (path for path, _ in root.named_modules() if path.endswith(_STACK_ENDS))
 
 
 def _at(root: nn.Module, path: str) -> nn.Module | None:

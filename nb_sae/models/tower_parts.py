@@ -82,6 +82,7 @@ class Parts(ABC):
         self.family = family
         self._proved: set[int] = set()
         self._proved_logits = False
+        self._proved_additions = False
 
     def __repr__(self) -> str:
         return f"Parts({display_name(self.model)}, {self.tower} tower, {self.family}, {len(self.blocks)} blocks)"
@@ -107,6 +108,11 @@ class Parts(ABC):
         Of a gated MLP the first are those of the gate. A norm or scale between the MLP and the residual stream is
         multiplied in as far as it does not depend on the token. None where the MLP has another form (experts).
         """
+
+    @property
+    def normalises_after(self) -> bool:
+        """Whether the blocks normalise the sum and not what they read, as BERT does."""
+        return False
 
     @property
     def final_norm(self) -> Callable[[Tensor], Tensor] | None:
@@ -243,6 +249,26 @@ class Parts(ABC):
                 "that go by head cannot explain it; use those that take a site as a whole."
             )
 
+    @torch.no_grad()
+    def prove_additions(self) -> None:
+        """Raise `ConfigError` unless attention and MLP give what their block adds to the residual stream; tried once.
+
+        Nothing is asked of a model that normalises after every addition, nor of one whose MLP gives no rows.
+        """
+        whole = all(block.attention and block.mlp for block in self.blocks)
+        if self._proved_additions or self.normalises_after or not whole:
+            return
+        batch = self._probe()
+        off = max(self.additions(batch).values(), default=0.0)
+        dtype = next((x.dtype for x in self._root.parameters() if x.is_floating_point()), torch.float32)
+        if not off <= _AGREEMENT.get(dtype, _HALF_AGREEMENT):
+            raise ConfigError(
+                f"Attention and MLP of {self._title} do not give what their block adds to the residual stream "
+                f"(relative difference {off:.1g}): it scales them, or adds more. Take lanes='residual', or choose the "
+                "sites of what is added from model.hook_names()."
+            )
+        self._proved_additions = True
+
     def _logits(self, x: Tensor, W_U: Tensor, b_U: Tensor | None) -> Tensor:
         normed = x if self.final_norm is None else self.final_norm(x)
         logits = normed.to(W_U) @ W_U
@@ -254,7 +280,9 @@ class Parts(ABC):
         batch, last = self._probe(), self.blocks[-1].residual
         with capture(self.model, last) as seen:
             expected = self.model.logits(batch)
-        off = _relative(self._logits(seen[last], W_U, b_U), expected)
+        normed = seen[last] if self.final_norm is None else self.final_norm(seen[last])
+        fits = normed.shape[-1] == len(W_U)  # OPT-350m projects in between
+        off = _relative(self._logits(seen[last], W_U, b_U), expected) if fits else float("inf")
         if not off <= _AGREEMENT.get(expected.dtype, _HALF_AGREEMENT):
             raise ConfigError(
                 f"The logits of {self._title} are not its last block through the final norm and the unembedding as "
