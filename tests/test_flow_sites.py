@@ -50,6 +50,13 @@ def test_other_widths_are_refused_and_w_o_is_named():
         feature_flow({**of(residual(0)), **of("transformer.h.1.attn", width=8)}, progress=False)
 
 
+def test_what_is_no_dictionary_or_has_no_directions_is_refused():
+    with pytest.raises(ConfigError, match="holds a str; expected a Dictionary"):
+        feature_flow({**of(residual(0)), residual(1): "runs/one"}, progress=False)
+    with pytest.raises(ShapeError, match="one number wide"):
+        feature_flow(of(residual(0), residual(1), width=1), progress=False)
+
+
 def test_a_transcoder_is_refused():
     sites = {**of(residual(0)), mlp(1): dictionary(torch.eye(6), mlp(1), target=residual(1))}
     with pytest.raises(ConfigError, match="is a transcoder"):

@@ -28,6 +28,11 @@ def checked(dictionaries: Mapping[str, Dictionary], model: Any, kinds: Mapping[s
             f"{given} was given; a flow needs the dictionaries of at least two sites, as {{site: dictionary}}."
         )
     for site, one in dictionaries.items():
+        if not isinstance(one, Dictionary):
+            raise ConfigError(
+                f"{site!r} holds a {type(one).__name__}; expected a Dictionary. Of what train_all gives, pass "
+                ".dictionaries; of a session, .dictionary."
+            )
         dictionary_at(dictionaries, site)
         if one.site is not None and one.site != site:
             raise ConfigError(
@@ -51,6 +56,9 @@ def checked(dictionaries: Mapping[str, Dictionary], model: Any, kinds: Mapping[s
 def _check_widths(dictionaries: Mapping[str, Dictionary], found: Mapping[str, Place]) -> None:
     stream = [site for site in found if found[site].lane != "embedding"]
     residual = next((site for site in stream if found[site].lane == "residual"), stream[0] if stream else None)
+    for site, one in dictionaries.items():
+        if one.W_dec.shape[1] < 2:
+            raise ShapeError(f"The rows of {site!r} are one number wide; a direction needs two. Leave the site out.")
     for site in stream:
         if residual is None or dictionaries[site].W_dec.shape[1] == dictionaries[residual].W_dec.shape[1]:
             continue
@@ -117,7 +125,8 @@ def possible(
 
 
 def blocks_of(found: Mapping[str, Place], model: Any) -> int:
-    """Number of blocks of the tower; without a model, as many as sites were given of."""
-    if model is not None:
-        return len(parts(model, next(iter(found.values())).tower).blocks)
+    """Number of blocks of the tower, which is the layer of its embedding; without a model, the last block given + 1."""
+    ends = [place for place in found.values() if place.lane == "embedding"]
+    if model is not None and ends:
+        return len(parts(model, ends[0].tower).blocks)
     return 1 + max((place.layer for place in found.values() if place.lane != "embedding"), default=-1)

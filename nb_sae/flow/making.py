@@ -29,6 +29,8 @@ from nb_sae.sae.dictionary import Dictionary
 Rule = Literal["cosine", "correlation", "permutation"]
 DRAWS = 10_000
 """Random rows of a null: ten of them lie beyond its 99.9th percentile."""
+LARGEST_TOP = 65_535
+"""What the column `rank` can hold."""
 
 
 @torch.no_grad()
@@ -193,5 +195,7 @@ def _check_settings(rule: Any, null: Any, top: int, block: int | None) -> None:
         raise ConfigError(f"rule={rule!r}: use 'cosine', 'correlation' or 'permutation'.")
     if null not in get_args(NullName):
         raise ConfigError(f"null={null!r}: use 'isotropic' or 'covariance'.")
-    if top < 1 or (block is not None and block < 1):
-        raise ConfigError(f"top={top} and block={block} must be at least 1.")
+    if not 1 <= top <= LARGEST_TOP:
+        raise ConfigError(f"top={top} is outside [1, {LARGEST_TOP:,}]. 8 sources of each latent are plenty.")
+    if block is not None and block < 1:
+        raise ConfigError(f"block={block} must be at least 1.")
