@@ -11,6 +11,8 @@ import { textsPanel } from "../texts";
 import { note, type Panel, type Say } from "./shared";
 import { chainOf, KINDS, type Link, placeOf } from "./tables";
 
+const LATER_MS = 40;
+
 export function chainPanel(root: HTMLElement, panel: Panel, say: Say): () => void {
   const { flow, source, state } = panel;
   const strip = h("div", { class: "nbs-chain", role: "group", "aria-label": "Cards of the chain, from early to late" });
@@ -34,9 +36,14 @@ export function chainPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
     };
     mark();
   };
+  /** Cards stay from latent to latent of a chain; which one is chosen, and the cosines towards it, do not. */
   const mark = () => {
-    for (const one of strip.children as HTMLCollectionOf<HTMLElement>) {
-      const chosen = one.dataset.key === String(state.get("chosen"));
+    const chain = chainOf(flow, state.get("chosen"));
+    for (const [at, one] of ([...strip.children] as HTMLElement[]).entries()) {
+      const link = chain[at];
+      const facts = one.querySelector(".nbs-note");
+      if (link && facts) facts.textContent = factsOf(link);
+      const chosen = link?.key === state.get("chosen");
       one.toggleAttribute("aria-current", chosen);
       if (chosen) strip.scrollLeft = one.offsetLeft - strip.offsetLeft - (strip.clientWidth - one.clientWidth) / 2;
     }
@@ -48,7 +55,12 @@ export function chainPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
     const missing = chainOf(flow, state.get("chosen"))
       .map(({ key }) => key)
       .filter((key) => flow.about.analyses[placeOf(key).site] && !source.card(key));
-    status.replaceChildren();
+    const none = !Object.keys(flow.about.analyses).length;
+    status.replaceChildren(
+      none
+        ? note("Give FlowDashboard(flow, analyses={site: ns.analyze(…)}) to see what these latents are active on.")
+        : "",
+    );
     if (!missing.length || state.get("kernel") !== "live") return;
     strip.setAttribute("aria-busy", "true");
     try {
@@ -60,9 +72,15 @@ export function chainPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
       if (mine === turn) strip.removeAttribute("aria-busy");
     }
   };
-  const stop = state.on(["chosen", "graph", "kernel"], () => void ask());
+  // After the graph has been painted: cards are many pictures.
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const stop = state.on(["chosen", "graph", "kernel", "tab"], () => {
+    clearTimeout(timer);
+    if (state.get("tab") === "cards") timer = setTimeout(() => void ask(), drawn ? LATER_MS : 0);
+  });
   return () => {
     turn += 1;
+    clearTimeout(timer);
     stop();
     clear();
   };
@@ -77,17 +95,7 @@ function column(panel: Panel, link: Link, card: Card | undefined, say: Say, stop
     bdi(flow.title(link.key)),
   );
   button.addEventListener("click", () => state.set("chosen", link.key));
-  const facts = [
-    link.node ? (KINDS[link.node.kind] ?? "") : "",
-    Number.isNaN(link.cosine) ? "" : `cosine ${sig3(link.cosine)}`,
-  ];
-  const element = h(
-    "section",
-    { class: "nbs-link", "data-key": link.key },
-    h("b", {}, flow.where(site)),
-    h("div", {}, button),
-    note(facts.filter(Boolean).join(" · ") || "chosen"),
-  );
+  const element = h("section", { class: "nbs-link" }, h("b", {}, flow.where(site)), h("div", {}, button), note());
   if (card?.examples.length) {
     const body = h("div", { class: "nbs-examples" });
     element.append(body);
@@ -96,9 +104,15 @@ function column(panel: Panel, link: Link, card: Card | undefined, say: Say, stop
   return element;
 }
 
+function factsOf({ node, cosine }: Link): string {
+  const kind = node && KINDS[node.kind];
+  return [kind, Number.isNaN(cosine) ? "chosen" : `cosine ${sig3(cosine)}`].filter(Boolean).join(" · ");
+}
+
 function missing({ flow, state }: Panel, link: Link, card: Card | undefined): string {
   const { site } = placeOf(link.key);
-  if (!flow.about.analyses[site]) return "No analysis was given for this site: analyses={site: ns.analyze(…)}.";
+  if (!Object.keys(flow.about.analyses).length) return "";
+  if (!flow.about.analyses[site]) return "No analysis was given for this site.";
   if (card) return "Never active on the analysed inputs.";
   return state.get("kernel") === "none"
     ? "Its card is not inside this saved view; a running kernel shows it."

@@ -18,6 +18,13 @@ const MARKS = [
 const BUCKETS = 8;
 const DPR_MOST = 2;
 
+/** A drawn latent, and what was last said to it. */
+interface Mark {
+  mark: SVGPathElement;
+  where: string;
+  looks: string;
+}
+
 export function graphPanel(root: HTMLElement, panel: Panel, say: Say): () => void {
   const { flow, state } = panel;
   const inks = ["nbs-ink", "nbs-ink nbs-inside", "nbs-ink nbs-chained"].map((name) => h("i", { class: name }));
@@ -33,15 +40,20 @@ export function graphPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
   const box = h("div", { class: "nbs-graph" }, heads, stage);
   const none = h("p", { class: "nbs-none", hidden: true }, "No latent passes these filters.");
   root.append(box, none, legend());
-  const drawn = new Map<number, SVGPathElement>();
+  // What scrolls inside must not make the rest of the dashboard be laid out again.
+  box.style.contain = "layout paint";
+  const drawn = new Map<number, Mark>();
   let plan: Layout | undefined;
+  let width = 0;
+  let colours: string[] | undefined;
+  let revealed: number | undefined;
   let chain: Link[] = [];
   let rows = Math.max(1, flow.about.saved.shown);
   let over: number | undefined;
   const id = freshId("node");
 
   const draw = () => {
-    const width = box.clientWidth || 640;
+    width ||= box.clientWidth || 640;
     const found = shown(panel);
     chain = found.chain;
     const counts = new Map<number, number>();
@@ -67,18 +79,23 @@ export function graphPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
       if (source.key === chosen) near.add(target.key);
       if (target.key === chosen) near.add(source.key);
     }
-    for (const [key, mark] of drawn) {
+    for (const [key, { mark }] of drawn) {
       if (at.at.has(key)) continue;
       mark.remove();
       drawn.delete(key);
     }
     for (const { x, y, node } of at.at.values()) {
-      const mark = drawn.get(node.key) ?? make(node);
+      const one = drawn.get(node.key) ?? make(node);
       const member = members.has(node.key);
-      mark.setAttribute("transform", `translate(${x.toFixed(1)} ${y.toFixed(1)})`);
-      mark.setAttribute("aria-selected", String(node.key === chosen));
-      mark.classList.toggle("nbs-member", member);
-      mark.classList.toggle("nbs-far", !member && !near.has(node.key));
+      const looks = `${node.key === chosen} ${member} ${near.has(node.key)}`;
+      const where = `translate(${x.toFixed(1)} ${y.toFixed(1)})`;
+      if (one.where !== where) one.mark.setAttribute("transform", where);
+      if (one.looks !== looks) {
+        one.mark.setAttribute("aria-selected", String(node.key === chosen));
+        one.mark.classList.toggle("nbs-member", member);
+        one.mark.classList.toggle("nbs-far", !member && !near.has(node.key));
+      }
+      Object.assign(one, { where, looks });
     }
     if (at.at.has(chosen)) svg.setAttribute("aria-activedescendant", `${id}-${chosen}`);
     labels.replaceChildren(...names(flow, at, members, chosen));
@@ -86,15 +103,12 @@ export function graphPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
 
   const make = (node: Node) => {
     const kind = node.kind < 0 ? KINDS.length : node.kind;
-    const mark = s("path", {
-      id: `${id}-${node.key}`,
-      ...MARKS[kind],
-      role: "option",
-      "aria-label": spoken(flow, node),
-    });
-    drawn.set(node.key, mark);
+    const label = described(flow, node).join(", ");
+    const mark = s("path", { id: `${id}-${node.key}`, ...MARKS[kind], role: "option", "aria-label": label });
+    const made: Mark = { mark, where: "", looks: "" };
+    drawn.set(node.key, made);
     marks.append(mark);
-    return mark;
+    return made;
   };
 
   const paint = (at: Layout) => {
@@ -107,13 +121,9 @@ export function graphPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
     const context = canvas.getContext("2d");
     if (!context) return;
     context.setTransform(scale, 0, 0, scale, 0, 0);
-    const [plain, inside, chained] = inks.map((one) => getComputedStyle(one).color || "gray");
-    drawBands(context, at, inside ?? "gray");
-    drawEdges(flow, context, at, state.get("graph").edges, chain, state.get("chosen"), [
-      plain,
-      inside,
-      chained,
-    ] as string[]);
+    colours ??= inks.map((one) => getComputedStyle(one).color || "gray");
+    drawBands(context, at, colours[1] ?? "gray");
+    drawEdges(flow, context, at, state.get("graph").edges, chain, state.get("chosen"), colours);
   };
 
   const point = (event: PointerEvent | MouseEvent) => {
@@ -144,9 +154,12 @@ export function graphPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
     choose(next);
   });
 
+  /** Once per choice: what the reader scrolled to stays when filters change. */
   const reveal = () => {
-    const at = plan?.at.get(state.get("chosen"));
-    if (!at) return;
+    const chosen = state.get("chosen");
+    const at = plan?.at.get(chosen);
+    if (!at || revealed === chosen) return;
+    revealed = chosen;
     const head = heads.offsetHeight;
     if (at.y < box.scrollTop + 10 || at.y > box.scrollTop + box.clientHeight - head - 20) {
       box.scrollTop = at.y - box.clientHeight / 2;
@@ -169,7 +182,17 @@ export function graphPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
       const node = flow.node(state.get("chosen"));
       if (node) say(described(flow, node));
     }),
-    watch(box, draw, () => plan && paint(plan)),
+    watch(
+      box,
+      () => {
+        width = box.clientWidth;
+        draw();
+      },
+      () => {
+        colours = undefined;
+        if (plan) paint(plan);
+      },
+    ),
   ];
   return () => {
     cancelAnimationFrame(frame);
@@ -307,10 +330,6 @@ function names(flow: Flow, { at, step, width }: Layout, members: Set<number>, ch
     found.push(s("text", { "font-size": 10, "stroke-width": 3, x: x.toFixed(1), y, "text-anchor": anchor }, text));
   }
   return found;
-}
-
-function spoken(flow: Flow, node: Node): string {
-  return described(flow, node).join(", ");
 }
 
 /** A latent in a few words. */

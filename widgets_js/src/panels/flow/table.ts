@@ -29,7 +29,8 @@ export function tablePanel(root: HTMLElement, panel: Panel): () => void {
   list.element.style.minHeight = "160px";
   const at = () => nodes.findIndex(({ key }) => key === state.get("chosen"));
   const stops = [
-    state.on(["graph", "lanes", "kind", "score", "least", "chosen"], () => {
+    state.on(["graph", "lanes", "kind", "score", "least", "chosen", "tab"], () => {
+      if (state.get("tab") !== "table") return;
       nodes = shown(panel).nodes.sort((a, b) => a.site - b.site || a.y - b.y);
       list.reset(nodes.length, at());
       said.textContent = `${count(nodes.length)} of ${count(flow.about.latents)} latents are shown.`;

@@ -132,7 +132,7 @@ export function treePanel(root: HTMLElement, panel: Panel): () => void {
       if (mine === turn) root.replaceChildren(errorCard("The tree could not be loaded.", error));
     }
   };
-  const stop = state.on(["chosen", "kernel"], () => void show());
+  const stop = state.on(["chosen", "kernel", "tab"], () => state.get("tab") === "tree" && void show());
   return () => {
     turn += 1;
     stop();
