@@ -105,7 +105,7 @@ class FakeModel:
     def site(self, name: str, modality: Modality) -> Site:
         if name == "pooled":
             return Site(name, WIDTH, pooled=True)
-        if name == "tokens" and modality == "image":
+        if name in ("tokens", "echo") and modality == "image":
             return Site(name, WIDTH, prefix_tokens=1, positions=5, grid=GRID)
         if name == "tokens":
             return Site(name, WIDTH, positions=self.positions)
@@ -123,7 +123,7 @@ class FakeModel:
         else:
             x = torch.stack([batch.float(), torch.arange(batch.shape[1]).expand(batch.shape).float(), batch * 0.5], -1)
         out = self.alter(batch, self.module(x))
-        return {site: out if site == "tokens" else out.mean(1) for site in sites}
+        return {site: out.mean(1) if site == "pooled" else out for site in sites}
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         return [chr(one) for one in ids]

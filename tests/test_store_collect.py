@@ -293,6 +293,12 @@ def test_the_budget_is_printed_and_a_small_disk_refused(tmp_path, monkeypatch, c
     settings = {**SMALL, "progress": True}
     ActivationStore.collect(FakeModel(), inputs, site="tokens", path=tmp_path / "s", **settings)
     assert "10 images × 5 rows × 8 × 2 bytes = 800 bytes" in capsys.readouterr().out
+    sites = ["tokens", "pooled", "echo"]
+    ActivationStore.collect(FakeModel(), inputs, site=sites, path=tmp_path / "three", **settings)
+    alike, other = [line for line in capsys.readouterr().out.splitlines() if "10 images × " in line]
+    assert "2 sites, tokens … echo, of fake" in alike
+    assert "800 bytes each, 1.6 kB in all," in alike
+    assert other.startswith("pooled of fake")
     monkeypatch.setattr(collect, "free_bytes", lambda path: 1000)
     with pytest.raises(StoreError, match=r"needs 1.2 kB .* 1.0 kB are free"):
         ActivationStore.collect(FakeModel(), inputs, site="tokens", path=tmp_path / "t", **settings)

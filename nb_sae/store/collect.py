@@ -268,22 +268,28 @@ def _one_shard_size(jobs: Sequence[SiteJob]) -> None:
 
 
 def _announce(jobs: Sequence[SiteJob], per_input: dict[str, float], options: CollectOptions) -> None:
-    """Say what it will take, and refuse if the disk lacks it."""
+    """Say what it will take, sites of the same size on one line, and refuse if the disk lacks it."""
     need = 0.0
+    alike: dict[tuple[float, int, int], list[SiteJob]] = {}
     for job in jobs:
-        request, done = job.manifest.request, len(job.parts)
-        rows, item = per_input[job.site.name], files.DTYPES[request.dtype].itemsize
+        alike.setdefault((per_input[job.site.name], job.site.width, len(job.parts)), []).append(job)
+    for (rows, width, done), group in alike.items():
+        first, request = group[0], group[0].manifest.request
+        item = files.DTYPES[request.dtype].itemsize
         about = "about " if request.modality == "text" else ""
-        size = request.inputs * rows * job.site.width * item
-        resumed = f"; resuming after {done} of {job.manifest.shard_count} shards" if done else ""
+        size = request.inputs * rows * width * item
+        resumed = f"; resuming after {done} of {first.manifest.shard_count} shards" if done else ""
+        one = len(group) == 1
+        named = first.site.name if one else f"{len(group)} sites, {first.site.name} … {group[-1].site.name},"
+        total = "" if one else f" each, {readable_bytes(size * len(group))} in all,"
         _say(
             options,
-            f"{job.site.name} of {request.model}, {request.dtype}: {request.inputs:,} {request.modality}s × "
-            f"{about}{_count(rows)} row{'' if rows == 1 else 's'} × {job.site.width:,} × {item} bytes = "
-            f"{about}{readable_bytes(size)} in {job.folder}{resumed}",
+            f"{named} of {request.model}, {request.dtype}: {request.inputs:,} {request.modality}s × "
+            f"{about}{_count(rows)} row{'' if rows == 1 else 's'} × {width:,} × {item} bytes = "
+            f"{about}{readable_bytes(size)}{total} in {first.folder if one else first.folder.parent}{resumed}",
         )
-        left = 1 - done / max(job.manifest.shard_count, 1)
-        need += left * (size + request.inputs * rows * TABLE_BYTES_PER_ROW)
+        left = 1 - done / max(first.manifest.shard_count, 1)
+        need += len(group) * left * (size + request.inputs * rows * TABLE_BYTES_PER_ROW)
     if not isinstance(jobs[0].folder, Path):
         return  # an object store does not say
     free = free_bytes(jobs[0].folder)

@@ -87,6 +87,11 @@ class RemotePath:
         return self.inside.rsplit("/", 1)[-1]
 
     @property
+    def parent(self) -> RemotePath:
+        """The folder that it lies in."""
+        return RemotePath(self.system, self.inside.rpartition("/")[0], self._address.rpartition("/")[0])
+
+    @property
     def stem(self) -> str:
         """The name without its ending."""
         return self.name.rsplit(".", 1)[0]
