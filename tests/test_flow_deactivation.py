@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 import torch
-from flow_planted import flow_of, plain_dictionary
+from flow_planted import flow_of, plain_dictionary, store_of
 from linear_toy import HALF, WIDTH, LinearResidual, linear_lm, rotated, token_ids
 
 import nb_sae as ns
@@ -217,3 +217,60 @@ def test_an_encoder_has_activations_but_no_loss():
     done = run(flow, dictionaries, model, latents=[3], loss=None)
     assert done.about["loss"] is None
     assert done.frame["change"].to_list() == [1.0]
+
+
+def test_a_real_flow_through_the_linear_model():
+    """Equal directions match: what is carried on has its predecessor, what W writes comes from nowhere."""
+    basis = rotated()
+    dictionaries = {site: plain_dictionary(basis, site, threshold=1e-3) for site in SITES}
+    model = linear_lm(basis)
+    kinds = {site: ("residual", layer) for layer, site in enumerate(SITES)}
+    flow = ns.feature_flow(dictionaries, kinds=kinds, draws=1_000, progress=False)
+    rows = model.capture_rows(token_ids(), list(SITES))
+    stores = {site: store_of(rows[site].flatten(0, 1), site) for site in SITES}
+    groups = ns.activation_groups(flow, dictionaries, stores, progress=False).frame
+    shares = {(line["latent"], line["group"]): line["share"] for line in groups.iter_rows(named=True)}
+    assert all(shares[j, "residual" if j < HALF else "nowhere"] == 1.0 for j in range(WIDTH))
+    frame = deactivate(flow, dictionaries, model, token_ids(), site="layers.1", progress=False, controls=0).frame
+    assert sorted(frame["latent"].to_list()) == list(range(HALF)), "the others are never active with a match"
+    assert float((frame["change"] - 1).abs().max()) < 1e-4
+
+
+def test_each_route_is_switched_off_on_its_own():
+    _, dictionaries, model = world()
+    ranked = [[j % HALF] for j in range(WIDTH)]
+    both = flow_of(
+        {"layers.0": WIDTH, "embed": WIDTH, "layers.1": WIDTH},
+        {"layers.1": {"residual": ("layers.0", ranked), "mlp": ("embed", ranked)}},
+    )
+    dictionaries["embed"] = plain_dictionary(torch.eye(WIDTH), "embed")
+    frame = run(both, dictionaries, model, latents=[3]).frame
+    assert frame["source_site"].to_list() == ["layers.0", "embed"]
+    assert frame["change"].to_list() == [1.0, 1.0]
+    assert run(both, dictionaries, model, latents=[3], lanes="mlp").frame["source_site"].to_list() == ["embed"]
+
+
+def test_an_embedding_depends_on_a_latent_of_any_token():
+    """CLIP: a latent of patches is switched off at every token, and the image embedding is read again."""
+    clip, faces = ns.load_clip("demo"), ns.demo_faces(4, seed=2)
+    sites = ("visual.transformer.resblocks.3", "image_embed")
+    rows = {
+        site: clip.capture_rows(torch.cat([clip.preprocessor("image")(x).tensor for x in faces]), [site], "image")[site]
+        for site in sites
+    }
+    directions = [
+        torch.nn.functional.normalize(one.reshape(-1, one.shape[-1]).mean(0), dim=0)[None] for one in rows.values()
+    ]
+    dictionaries = {site: plain_dictionary(one, site) for site, one in zip(sites, directions, strict=True)}
+    flow = flow_of(
+        dict.fromkeys(sites, 1), {"image_embed": {"residual": (sites[0], [[0]])}}, lanes={"image_embed": "embedding"}
+    )
+    line = deactivate(
+        flow, dictionaries, clip, faces, site="image_embed", latents=[0], progress=False, batch=3
+    ).frame.row(0, named=True)
+    with ns.intervene(clip, dictionaries[sites[0]].ablate(0)):
+        moved = clip.encode_image(faces)
+    old, new = (dictionaries["image_embed"].encode(one)[:, 0] for one in (rows["image_embed"], moved))
+    assert line["rows"] == 4
+    assert line["change"] == pytest.approx(float((1 - new / old).mean()), abs=1e-4)
+    assert line["loss"] is None
