@@ -81,6 +81,7 @@ class Running:
         if not (fresh and self.train.principal_axes and self.source is not None):
             return {}
         few = min(self._origin.rows, max(AXES_ROWS, 4 * self._origin.d_in))
+        few = min(few, max(1, getattr(self.source, "buffer_rows", 2 * few) // 2))  # a stream mixes two batches or more
         sample = next(iter(self.source.batches(few, seed=self.train.seed, device=self.device)))
         rows, targets = sample if isinstance(sample, tuple) else (sample, None)
         axes = {"axes": principal_axes(self._scale.apply(rows))}

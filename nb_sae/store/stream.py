@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -17,8 +18,12 @@ from nb_sae.store.capturing import choose_rows
 from nb_sae.store.collect import IMAGE_SAMPLE, TEXT_SAMPLE, CollectOptions, rows_per_input
 from nb_sae.store.decoding import DecodedBatch, Decoder, decoded, sample_inputs
 from nb_sae.store.files import DTYPES, statistics_of
+from nb_sae.store.filling import Filler
 from nb_sae.store.pipeline import inputs_table
-from nb_sae.types import HookedModel, Inputs, Modality, RowStatistics, Tokens
+from nb_sae.types import HookedModel, Inputs, Modality, RowStatistics, Site, Tokens
+
+if TYPE_CHECKING:
+    from nb_sae.store.joint import StreamedSite
 
 BUFFER_BYTES = 512 * 1024 * 1024
 """Size of the buffer where none is given."""
@@ -85,7 +90,8 @@ class ActivationStream:
             raise ConfigError(f"{inputs.name!r} holds no inputs. Give at least one image or text.")
         if rows is not None and bytes is not None:
             raise ConfigError(f"Both rows={rows} and bytes={bytes} are given. Give one of them.")
-        self.site = model.site(site, inputs.modality)
+        self._sites = self._sites_of(model, site, inputs.modality)
+        self.site = self._sites[0] if len(self._sites) == 1 else joined(self._sites)
         self.model, self.revision = model.name, model.revision
         self.modality: Modality = inputs.modality
         self.dtype = DTYPES[dtype]
@@ -96,7 +102,13 @@ class ActivationStream:
         self._prepare = model.preprocessor(inputs.modality, context_tokens=context)
         self._decoder = Decoder(inputs, self._prepare)
         sample = sample_inputs(inputs, self._prepare, IMAGE_SAMPLE if inputs.modality == "image" else TEXT_SAMPLE)
-        self._length = round(rows_per_input(sample.prepared, self.site, options) * len(inputs))
+        counts = {one.name: rows_per_input(sample.prepared, one, options) for one in self._sites}
+        if len({*counts.values()}) > 1 or len({one.pooled for one in self._sites}) > 1:
+            raise ConfigError(
+                f"The sites give other numbers of rows per input ({counts}), so no row of one belongs to a row of the "
+                "other. Stream them apart."
+            )
+        self._length = round(counts[self._sites[0].name] * len(inputs))
         size = self.site.width * self.dtype.itemsize
         wanted = rows if rows is not None else (bytes or BUFFER_BYTES) // size
         if wanted < 1:
@@ -108,6 +120,32 @@ class ActivationStream:
         self._order: dict[str, int] = {}
         self._marks: dict[int, tuple[int, int]] = {}
         """Where each filling begins: number → (block in the order of the pass, row of it)."""
+
+    @classmethod
+    def of_sites(
+        cls, model: HookedModel, inputs: Inputs, *, site: Sequence[str], **options: Any
+    ) -> dict[str, StreamedSite]:
+        """Streams of several sites that one forward pass feeds: `train_all` runs it once for all of them.
+
+        The buffer (`rows` or `bytes`) is that of all sites together. Each gives the batches of an `ActivationStream` of
+        its site alone with as many `rows`; used by itself it runs the model for itself.
+
+        Args:
+            model: As for a stream.
+            inputs: As for a stream.
+            site: Names from `model.hook_names()`, of one tower; each gives a row for the same tokens.
+            options: The other arguments of a stream.
+
+        Raises:
+            HookError: a site does not exist.
+            ConfigError: no site, one twice, sites with other numbers of rows, or a setting that has no meaning.
+        """
+        from nb_sae.store.joint import JointStream
+
+        return JointStream(model, inputs, site=list(site), **options).parts  # pyright: ignore[reportArgumentType]
+
+    def _sites_of(self, model: HookedModel, site: Any, modality: Modality) -> list[Site]:
+        return [model.site(site, modality)]
 
     def __len__(self) -> int:
         return self._length
@@ -187,7 +225,11 @@ class ActivationStream:
             self._order, self._marks = order, {}
         buffer = self._allocate(slots, lanes, place)
         first, last = share
-        return (batch[first::last] for batch in self._mix(buffer, seed, epoch, skip))
+        return (batch[first::last] for batch in self._mix(buffer, seed, epoch, skip, self._marks))
+
+    def held_bytes(self, device: torch.device) -> int:
+        """Bytes that `batches` takes there."""
+        return self.buffer_rows * self.d_in * self.dtype.itemsize
 
     def resume_state(self) -> dict[str, Any]:
         """Where the last fillings began, for `Session.save`."""
@@ -213,7 +255,9 @@ class ActivationStream:
             )
         return torch.empty(slots, lanes, self.d_in, dtype=self.dtype, device=device)
 
-    def _mix(self, buffer: Tensor, seed: int, epoch: int, skip: int) -> Iterator[Tensor]:
+    def _mix(
+        self, buffer: Tensor, seed: int, epoch: int, skip: int, marks: dict[int, tuple[int, int]]
+    ) -> Iterator[Tensor]:
         """Draw without replacement, lane by lane; a filling lies at the top of the buffer, the next grows from there.
 
         A draw takes, in every lane, a random one of the rows that are left, and moves the lane's last one into its
@@ -222,13 +266,13 @@ class ActivationStream:
         slots, lanes, width = buffer.shape
         flat, lane = buffer.view(-1, width), torch.arange(lanes, device=buffer.device)
         filling, draws = divmod(skip, slots)
-        known = max((number for number in self._marks if number <= filling), default=0)
-        block, row = self._marks.get(known, (0, 0))
-        with _Filler(self, buffer, self._blocks(seed, epoch), block, row) as filler:
+        known = max((number for number in marks if number <= filling), default=0)
+        block, row = marks.get(known, (0, 0))
+        with Filler(self._produce(self._blocks(seed, epoch), block), buffer, block, row) as filler:
             for _ in range((filling - known) * slots):
                 if not filler.take(slots - 1):
                     return
-            count = self._fill(filler, filling, slots)
+            count = self._fill(filler, filling, slots, marks)
             while count:
                 picks = self._picks(seed, epoch, filling, count, lanes).to(buffer.device)
                 coming = 0
@@ -241,22 +285,18 @@ class ActivationStream:
                     if coming == draw and filler.take(last):
                         coming += 1
                     if draw == 0 and coming:
-                        self._mark(filling + 1, mark)
+                        _mark(marks, filling + 1, mark)
                     if batch is not None:
                         yield batch
                 filling, draws, count = filling + 1, 0, coming
 
-    def _fill(self, filler: _Filler, filling: int, slots: int) -> int:
-        self._mark(filling, filler.position)
+    @staticmethod
+    def _fill(filler: Filler, filling: int, slots: int, marks: dict[int, tuple[int, int]]) -> int:
+        _mark(marks, filling, filler.position)
         for count in range(slots):
             if not filler.take(slots - 1 - count):
                 return count
         return slots
-
-    def _mark(self, filling: int, position: tuple[int, int]) -> None:
-        self._marks[filling] = position
-        for old in [number for number in self._marks if number < filling - 2]:
-            del self._marks[old]
 
     @staticmethod
     def _picks(seed: int, epoch: int, filling: int, count: int, lanes: int) -> Tensor:
@@ -305,18 +345,17 @@ class ActivationStream:
             part = slice(start, start + size)
             given = batch.tensor[part]
             with torch.no_grad():
-                seen = self._model.capture_rows(given, [self.site.name], self.modality)[self.site.name]
+                seen = self._model.capture_rows(given, [site.name for site in self._sites], self.modality)
             keep = None if batch.keep is None else batch.keep[part].numpy()
             special = None if batch.special is None else batch.special[part].numpy()
-            yield choose_rows(
-                self.site,
-                seen,
-                len(given),
-                keep,
-                special,
-                tokens=options.tokens,
-                special_tokens=options.special_tokens,
-            )[0]
+            chosen = [
+                choose_rows(
+                    site, seen[site.name], len(given), keep, special, tokens=options.tokens,
+                    special_tokens=options.special_tokens,
+                )[0]
+                for site in self._sites
+            ]  # fmt: skip
+            yield chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=1)
 
     def _check(self, offered: range, ends: Readback) -> None:
         low, high = ends.wait()[0].tolist()
@@ -333,63 +372,19 @@ class ActivationStream:
         )
 
 
+def joined(sites: Sequence[Site]) -> Site:
+    """Rows of several sites side by side, as if they were of one."""
+    name = " + ".join(one.name for one in sites[:3]) + (" + …" if len(sites) > 3 else "")
+    return replace(sites[0], name=name, width=sum(one.width for one in sites))
+
+
+def _mark(marks: dict[int, tuple[int, int]], filling: int, position: tuple[int, int]) -> None:
+    marks[filling] = position
+    for old in [number for number in marks if number < filling - 2]:
+        del marks[old]
+
+
 _NOT_KEPT = (
     "A stream keeps no rows: they cannot be read again by number or in order. Collect a store of some of the inputs "
     "(ActivationStore.collect) to look at."
 )
-
-
-class _Filler:
-    """Copies the model's rows into the buffer, one slot of all lanes at a time."""
-
-    def __init__(self, stream: ActivationStream, buffer: Tensor, blocks: list[range], block: int, row: int) -> None:
-        self._buffer = buffer
-        self._chunks = stream._produce(blocks, block)
-        self._block, self._row = block, row
-        self._waiting: deque[tuple[int, int, Tensor]] = deque()
-        """Number of a block, how many of its rows are used, and those that are not."""
-        self._drop = row
-        self._reading, self._read = block, 0
-
-    def __enter__(self) -> _Filler:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._chunks.close()  # pyright: ignore[reportAttributeAccessIssue]
-
-    @property
-    def position(self) -> tuple[int, int]:
-        """Block, and row of it, of the next row that is taken."""
-        if self._waiting:
-            block, used, _ = self._waiting[0]
-            return block, used
-        return self._block, self._row
-
-    def take(self, slot: int) -> bool:
-        """Put the next rows into a slot; False, and nothing taken for good, where the pass has too few left."""
-        lanes = self._buffer.shape[1]
-        while sum(len(rows) for _, _, rows in self._waiting) < lanes:
-            if not self._pull():
-                return False
-        done = 0
-        while done < lanes:
-            block, used, rows = self._waiting.popleft()
-            count = min(len(rows), lanes - done)
-            self._buffer[slot, done : done + count].copy_(rows[:count], non_blocking=True)
-            done += count
-            self._block, self._row = block, used + count
-            if count < len(rows):
-                self._waiting.appendleft((block, used + count, rows[count:]))
-        return True
-
-    def _pull(self) -> bool:
-        for block, rows in self._chunks:
-            if block != self._reading:
-                self._reading, self._read = block, 0
-            before, self._read = self._read, self._read + len(rows)
-            cut = min(self._drop, len(rows))  # rows before the place to resume at
-            self._drop -= cut
-            if len(rows) > cut:
-                self._waiting.append((block, before + cut, rows[cut:]))
-                return True
-        return False
