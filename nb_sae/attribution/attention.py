@@ -17,7 +17,7 @@ from nb_sae.layers import place_of
 from nb_sae.models.clip import ClipModel
 from nb_sae.models.lm import LanguageModel
 from nb_sae.models.parts import AttentionParts, Parts, parts
-from nb_sae.models.tower_parts import gain
+from nb_sae.models.weights import gain
 from nb_sae.sae.dictionary import Dictionary
 
 

@@ -12,15 +12,8 @@ from torch import Tensor, nn
 
 from nb_sae.errors import ConfigError
 from nb_sae.layers import Tower
-from nb_sae.models.tower_parts import (
-    AttentionParts,
-    BlockParts,
-    InFloat,
-    Parts,
-    affine,
-    first_argument,
-    gain,
-)
+from nb_sae.models.tower_parts import AttentionParts, BlockParts, Parts
+from nb_sae.models.weights import InFloat, affine, first_argument, gain
 
 _ATTENTIONS = ("self_attn", "attention", "attn", "self_attention")
 _MLPS = ("mlp", "feed_forward", "ffn")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from nb_sae.errors import ConfigError
 from nb_sae.hooks import hook_points
 from nb_sae.models.hf_parts import masked_head
-from nb_sae.models.tower_parts import AttentionParts, BlockParts, InFloat, Parts, first_argument, float_values, gain
+from nb_sae.models.tower_parts import AttentionParts, BlockParts, Parts
+from nb_sae.models.weights import InFloat, first_argument, float_values, gain
 
 _SITES = {
     "residual": ("hook_resid_post", "hook_out"),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nb_sae.errors import ConfigError, InputError, InputNotFoundError, ShapeError, closest
+from nb_sae.errors import ConfigError, InputError, ShapeError
 from nb_sae.hooks import hook_points, run_to
+from nb_sae.models.lm_loading import dtype_of, pretrained, tokenizer_of
 from nb_sae.models.next_token import continuation, losses_of, read_logits, room_for, sees_ahead, write_on
 from nb_sae.models.sites import SiteTable, check_movable, choose_device, fingerprint, module_device
 from nb_sae.models.tokens import (
@@ -28,14 +28,6 @@ from nb_sae.types import Modality, Site
 
 DEFAULT_CONTEXT_TOKENS = 128
 _PROBE_TOKENS = 7
-_DTYPES = {
-    "fp32": torch.float32,
-    "float32": torch.float32,
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float16": torch.float16,
-}
 
 
 def load_lm(
@@ -66,8 +58,8 @@ def load_lm(
     if isinstance(model, nn.Module):
         check_movable(model, device=device, dtype=dtype)
         module = model if device is None else model.to(torch.device(device))
-        module = module if dtype is None else module.to(_dtype(dtype))
-        found = _tokenizer(tokenizer) if tokenizer is not None else getattr(module, "tokenizer", None)
+        module = module if dtype is None else module.to(dtype_of(dtype))
+        found = tokenizer_of(tokenizer) if tokenizer is not None else getattr(module, "tokenizer", None)
         return LanguageModel(module, tokenizer=found, context_tokens=context_tokens, name=name or type(model).__name__)
     if model == "demo":
         from nb_sae.models.demo import demo_lm_folder
@@ -76,8 +68,8 @@ def load_lm(
         model = demo_lm_folder()
     folder = Path(model).expanduser()
     source = str(folder) if folder.is_dir() else str(model)
-    module = _pretrained(source, dtype=_dtype(dtype)).to(choose_device(device))
-    found = _tokenizer(source if tokenizer is None else tokenizer)
+    module = pretrained(source, dtype=dtype_of(dtype)).to(choose_device(device))
+    found = tokenizer_of(source if tokenizer is None else tokenizer)
     name = name or (folder.resolve().name if folder.is_dir() else source)
     return LanguageModel(module, tokenizer=found, context_tokens=context_tokens, name=name)
 
@@ -301,73 +293,6 @@ class LanguageModel:
         if self.tokenizer is None:
             raise error(f"{self.name} was loaded without a tokenizer. Use load_lm(model, tokenizer=…).")
         return self.tokenizer
-
-
-def _pretrained(source: str, *, dtype: torch.dtype) -> nn.Module:
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise _not_loaded(source, error) from error
-    if getattr(config, "is_encoder_decoder", False):
-        raise ConfigError(
-            f"{source!r} is an encoder-decoder; expected a decoder or an encoder. Load it with transformers and give "
-            "one half: load_lm(model.get_encoder(), tokenizer=…)."
-        )
-    kinds = " ".join(getattr(config, "architectures", None) or ())
-    if "CausalLM" in kinds or "LMHead" in kinds:
-        loader = transformers.AutoModelForCausalLM
-    else:
-        loader = transformers.AutoModelForMaskedLM if "MaskedLM" in kinds else transformers.AutoModel
-    try:
-        with _quiet_loading():
-            return loader.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise _not_loaded(source, error) from error
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without transformers' bar for reading weights from disk, which stays in executed notebooks and says nothing."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _tokenizer(source: Any) -> Any:
-    if not isinstance(source, str | Path):
-        return source
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(source))
-    except (OSError, ValueError, KeyError) as error:
-        raise _not_loaded(f"the tokenizer of {source}", error) from error
-
-
-def _not_loaded(source: str, error: Exception) -> InputNotFoundError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return InputNotFoundError(
-        f"{source!r} could not be loaded: {reason[:400].rstrip('.')}. Expected a Hugging Face name or a folder with "
-        "config.json, weights and tokenizer files. Without a network give such a folder, load_lm('path/to/folder'), "
-        "or run once with a network, after which the download is kept in the Hugging Face cache (HF_HOME)."
-    )
-
-
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype or torch.float32
-    name = dtype.removeprefix("torch.")
-    if name not in _DTYPES:
-        raise ConfigError(f"dtype={dtype!r} is unknown. {closest(name, _DTYPES)}Choose fp32, bf16 or fp16.")
-    return _DTYPES[name]
 
 
 def _longest_context(module: nn.Module) -> int | None:

@@ -11,16 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nb_sae.errors import ConfigError
-from nb_sae.models.tower_parts import (
-    AttentionParts,
-    BlockParts,
-    InFloat,
-    Parts,
-    acts,
-    affine,
-    first_argument,
-    float_weight,
-)
+from nb_sae.models.tower_parts import AttentionParts, BlockParts, Parts
+from nb_sae.models.weights import InFloat, acts, affine, first_argument, float_weight
 
 _STACK = "visual.trunk.blocks"
 

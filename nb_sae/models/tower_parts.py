@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from nb_sae.errors import ConfigError
 from nb_sae.hooks import capture, display_name
 from nb_sae.layers import Tower
-from nb_sae.models.sites import module_device, values_of
 
 _AGREEMENT = {torch.float32: 1e-4, torch.float64: 1e-6}
 """How far, relative to the largest value, what is read off the weights may be from what the model gives."""
@@ -327,76 +326,3 @@ def heads_sum(read: AttentionParts, run: AttentionRun) -> Float[Tensor, "batch d
     values = values if read.b_V is None else values + read.b_V[:, None]
     out = torch.einsum("bhts,bhsk,hkd->btd", run.pattern, values, read.W_O)
     return out if read.b_O is None else out + read.b_O
-
-
-class InFloat:
-    """A module applied to float32 rows, whatever the precision of its weights; its own precision for rows of that."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __repr__(self) -> str:
-        return f"InFloat({self.module!r})"
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The module's output for `(…, d_model)` rows, in their precision; gradients reach the rows alone."""
-        weights = {name: value.detach() for name, value in self.module.named_parameters()}
-        own = next((value.dtype for value in weights.values() if value.is_floating_point()), x.dtype)
-        x = x.to(module_device(self.module))
-        if any(value.is_meta for value in weights.values()):
-            return self.module(x.to(own)).to(x.dtype)  # accelerate brings the weights when the module runs
-        if x.dtype == own:
-            return torch.func.functional_call(self.module, weights, (x,))
-        return torch.func.functional_call(self.module, {name: value.to(x) for name, value in weights.items()}, (x,))
-
-
-def acts(block: nn.Module, name: str) -> bool:
-    """Whether a block has such a module and it does something."""
-    return not isinstance(getattr(block, name, None), nn.Identity | None)
-
-
-def float_weight(root: nn.Module, owner: nn.Module, name: str = "weight") -> Tensor:
-    """A weight as float32, also one that accelerate keeps elsewhere. Raises `ConfigError` for a quantised one."""
-    value = getattr(owner, name)
-    if value.is_meta:
-        path = next(path for path, module in root.named_modules() if module is owner)
-        value = values_of(root, f"{path}.{name}")
-    return float_values(value, f"{name} of {type(owner).__name__}")
-
-
-def float_values(value: Tensor, what: str) -> Tensor:
-    """A weight as float32. Raises `ConfigError` for a quantised one and for one without values."""
-    if value.is_meta or not value.is_floating_point() or value.element_size() < 2:
-        held = "on the device 'meta', without values" if value.is_meta else f"as {value.dtype}"
-        raise ConfigError(
-            f"The {what} is held {held}; expected floating-point values. Load the model without quantisation and with "
-            "its weights to read them; its activations can be used as they are."
-        )
-    return value.detach().float()
-
-
-def affine(root: nn.Module, module: nn.Module) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"] | None]:
-    """Weight and bias of a linear map, float32; of GPT-2's `Conv1D` too, which keeps it transposed."""
-    weight = float_weight(root, module)
-    if type(module).__name__ == "Conv1D":
-        weight = weight.T
-    bias = getattr(module, "bias", None)
-    return weight, float_weight(root, module, "bias") if isinstance(bias, Tensor) else None
-
-
-def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """What an attention module is given to read: by name where it has one, otherwise the first tensor."""
-    for name in ("value_input", "hidden_states", "x"):
-        if isinstance(kwargs.get(name), Tensor):
-            return kwargs[name]
-    return next((value for value in args if isinstance(value, Tensor)), None)
-
-
-def gain(norm: nn.Module, width: int) -> Float[Tensor, " width"] | None:
-    """The factor per dimension of an RMS norm, whatever it calls its weights; None for a norm that subtracts a mean."""
-    ones = torch.ones(width, device=module_device(norm))
-    signs = ones.clone()
-    signs[::2] = -1
-    with torch.no_grad():
-        by_ones, by_signs = InFloat(norm)(ones), InFloat(norm)(signs)
-    return by_ones if torch.allclose(by_ones * signs, by_signs, atol=1e-5) else None
