@@ -108,7 +108,7 @@ describe("the layout", () => {
     const points = [...plan.at.values()];
     for (const [number, one] of points.entries()) {
       for (const other of points.slice(number + 1)) {
-        expect(Math.hypot(one.x - other.x, one.y - other.y)).toBeGreaterThan(10);
+        expect(Math.hypot(one.x - other.x, one.y - other.y)).toBeGreaterThan(8.9);
       }
     }
     const some = points[17];

@@ -16,6 +16,7 @@ const LATER_MS = 40;
 export function chainPanel(root: HTMLElement, panel: Panel, say: Say): () => void {
   const { flow, source, state } = panel;
   const strip = h("div", { class: "nbs-chain", role: "group", "aria-label": "Cards of the chain, from early to late" });
+  strip.style.flex = "none";
   const status = h("div", { role: "status" });
   root.append(status, strip);
   let clear = () => {};

@@ -2,7 +2,7 @@
 
 import type { Flow, Node } from "./tables";
 
-export const GAP = 11;
+export const GAP = 9;
 export const LEFT = 26;
 const RIGHT = 30;
 const TOP = 16;
