@@ -9,6 +9,8 @@ import pytest
 import torch
 import transformers
 from metric_fakes import gaussian
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import models as tokenizer_models
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,7 +34,7 @@ def llama() -> nn.Module:
 
 
 def gemma() -> nn.Module:
-    return transformers.GemmaForCausalLM(transformers.GemmaConfig(**SHAPE, **ROOM, head_dim=16))
+    return transformers.GemmaForCausalLM(transformers.GemmaConfig(**SHAPE, **ROOM, head_dim=16, num_key_value_heads=2))
 
 
 def neox() -> nn.Module:
@@ -127,6 +129,32 @@ def test_logits_are_the_derivative_of_the_models_own_logits(models, kind):
     torch.testing.assert_close(TokenLens(model).logits(direction[None])[0], expected, atol=2e-4, rtol=2e-4)
 
 
+def test_a_bridge_of_transformer_lens_gives_the_same_table(models, tmp_path):
+    lens = pytest.importorskip("transformer_lens.model_bridge")
+    models["gpt2"].module.save_pretrained(tmp_path / "tiny-gpt")
+    _byte_tokenizer().save_pretrained(tmp_path / "tiny-gpt")
+    bridge = ns.load_lm(lens.TransformerBridge.boot_transformers(str(tmp_path / "tiny-gpt"), device="cpu"))
+    rows = gaussian(30, WIDTH, seed=8, dtype=torch.float)
+    expected = logit_lens(
+        ns.load_lm(models["gpt2"].module, tokenizer=bridge.tokenizer), dictionary_of(rows, site="transformer.h.1")
+    )
+    found = logit_lens(bridge, dictionary_of(rows, site="blocks.1.hook_out"))
+    assert found.select("latent", "side", "sign", "rank", "token_id", "token").equals(
+        expected.select("latent", "side", "sign", "rank", "token_id", "token")
+    )
+    torch.testing.assert_close(found["logit"].to_torch(), expected["logit"].to_torch(), atol=1e-4, rtol=1e-4)
+
+
+def _byte_tokenizer():
+    raw = Tokenizer(tokenizer_models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False)
+    raw.train_from_iterator(TEXTS, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>", bos_token="<|end|>")
+
+
 def test_rows_without_a_direction_have_no_lines(models):
     rows = torch.stack([torch.zeros(WIDTH), torch.ones(WIDTH), gaussian(WIDTH, dtype=torch.float)])
     by_mean = logit_lens(models["neox"], dictionary_of(rows, site="gpt_neox.layers.1"))
@@ -147,6 +175,14 @@ def test_blocks_and_a_choice_of_latents_change_nothing(models, monkeypatch):
     some = logit_lens(models["llama"], dictionary, top=4, latents=[30, 2])
     assert some.select(exact).equals(whole.filter(pl.col("latent").is_in([2, 30])).select(exact))
     assert logit_lens(models["llama"], dictionary, top=200).height == 50 * 4 * 200
+
+
+def test_the_strongest_are_those_of_a_full_sort():
+    logits = gaussian(6, 5 * 64 * 4 + 13, dtype=torch.float)
+    logits[0, -1], logits[1, 64], logits[2, 63] = 9.0, -9.0, 9.0
+    for largest in (True, False):
+        expected = logits.topk(4, largest=largest).indices
+        assert torch.equal(lens_module._extremes(logits, 4, largest=largest), expected)
 
 
 def test_a_half_precision_model_finds_the_planted_tokens(planted):
