@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 from metric_fakes import gaussian
-from open_clip.model import CLIP
+from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torch import nn
 from torch.nn import functional as F
@@ -29,13 +29,13 @@ TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "lay
 BLOCKS = [f"visual.transformer.resblocks.{i}" for i in range(3)]
 SITES = [*BLOCKS, "image_embed"]
 WORDS = ["hat", "glasses", "smile", "beard", "earring", "sky", "tree", "dog", "car", "house", "book", "cup"]
+TOKENS = open_clip.SimpleTokenizer(context_length=16)
 LATENTS, K, NAMED = 40, 8, 5
 
 
 def wrap(module: nn.Module):
     transform = image_transform_v2(PreprocessCfg(size=32), is_train=False)
-    tokenizer = open_clip.SimpleTokenizer(context_length=16)
-    return ns.load_clip(module, preprocess=transform, tokenizer=tokenizer, name="still")
+    return ns.load_clip(module, preprocess=transform, tokenizer=TOKENS, name="still")
 
 
 def still() -> CLIP:
@@ -214,6 +214,35 @@ def test_names_come_from_the_embedding_and_weaker_ones_from_the_lens(clip, world
     told = follow(clip, world, names={"image_embed": named(world, NAMED, "a beard", label)}).chain
     assert told.select("name", "name_kind").row(-1) == ("my own", "label")
     assert told["name"].null_count() == 3  # one accepted name is nothing for a lens to choose from
+
+
+def test_a_latent_without_a_match_is_a_chain_of_its_own(clip, world):
+    rows = gaussian(LATENTS, 24, seed=77, dtype=torch.float)
+    lone = {**world.dictionaries, "image_embed": dictionary_of(F.normalize(rows, dim=-1), "image_embed", clip)}
+    strict = feature_flow(lone, model=clip, draws=1000, thresholds={"residual": 0.999}, progress=False)
+    found = follow(clip, world, flow=strict, dictionaries=lone, texts=WORDS)
+    assert found.chain["site"].to_list() == ["image_embed"]
+    assert found.agreement.height == 0
+    assert found.about["without_lens"] == "the chain passes no block"
+    assert "1 steps" in repr(found)
+
+
+def test_a_tower_that_pools_by_attention_gives_no_names_and_says_so(world):
+    pytest.importorskip("timm")
+    settings = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "map", "timm_proj": "none", "image_size": 224}
+    module = CustomTextCLIP(192, settings, TEXT | {"no_causal_mask": True})
+    siglip = ns.load_clip(
+        module, preprocess=image_transform_v2(PreprocessCfg(size=224), is_train=False), tokenizer=TOKENS
+    )
+    sites = ["visual.trunk.blocks.0", "visual.trunk.blocks.1"]
+    rows = F.normalize(gaussian(LATENTS, 192, dtype=torch.float), dim=-1)
+    dictionaries = {site: dictionary_of(rows, site, siglip) for site in sites}
+    flow = feature_flow(dictionaries, draws=1000, progress=False)
+    pictures = gaussian(2, 3, 224, 224, dtype=torch.float)
+    found = concept_flow(flow, dictionaries, siglip, pictures, sites[1], 4, texts=WORDS, progress=False)
+    assert found.chain.select("site", "name").rows() == [(sites[0], None), (sites[1], None)]
+    assert "norm and a linear map" in found.about["without_lens"]
+    assert found.frame["map"].list.len().unique().to_list() == [196]
 
 
 def test_lens_names_of_random_directions_are_as_rare_as_chance(clip, world):

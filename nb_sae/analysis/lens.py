@@ -95,6 +95,7 @@ class TokenLens:
     def strongest(self, rows: Float[Tensor, "rows d_model"], top: int) -> Strongest:
         """The `top` most raised and most lowered tokens of each direction; in blocks, never rows × vocabulary."""
         top = min(top, self.unembed.shape[1])
+        typical = float(self.unembed.norm()) / self.unembed.numel() ** 0.5
         parts_found = []
         for block in self._blocks(rows):
             logits = self.logits(block)
@@ -102,7 +103,7 @@ class TokenLens:
             values = logits.gather(1, ids.flatten(1)).view_as(ids).cpu()
             spread = (torch.linalg.vector_norm(logits, dim=-1) / logits.shape[1] ** 0.5).cpu()  # they are centred
             # Rounding leaves something of a direction that the norm takes off.
-            pointing = spread > 1e-6 * (block.norm(dim=-1) * self.unembed.norm() / self.unembed.numel() ** 0.5).cpu()
+            pointing = spread > 1e-6 * typical * block.norm(dim=-1).cpu()
             z = values / torch.where(pointing, spread, torch.inf)[:, None, None]
             parts_found.append((values, ids.cpu(), z, pointing))
         return Strongest(*map(torch.cat, zip(*parts_found, strict=True)))

@@ -103,7 +103,11 @@ def concept_flow(
         raise ConfigError(f"controls={controls} must be 0 (no null) or more.")
     chain = flow.chain(site, latent, cut=cut)
     _check(flow, chain, dictionaries, clip)
-    named, words = _named(chain, dictionaries, clip, _by_site(names, flow), texts, seed)
+    given = _by_site(names, flow)
+    blocks = chain.filter(pl.col("lane") != "embedding")["site"]
+    d_model = dictionaries[blocks[0]].W_dec.shape[1] if len(blocks) else None
+    lens, without_lens = _lens(clip, given, texts, d_model, seed)
+    named = _named(chain, dictionaries, given, lens)
     count = len(images) if hasattr(images, "__len__") else 1
     if not count:
         raise InputError("No pictures were given. Give at least one.")
@@ -125,7 +129,8 @@ def concept_flow(
             "model": clip.name,
             "inputs": count,
             "keys": [str(key) for key in keys] if isinstance(keys, Sequence) else None,
-            "lens_words": words,
+            "lens_texts": len(lens.texts) if lens is not None else 0,
+            "without_lens": without_lens,
             "false_name_rate": FALSE_NAME_RATE,
             "seed": seed,
         },
@@ -169,29 +174,18 @@ def _by_site(names: Any, flow: FeatureFlow) -> dict[str, Any]:
 
 
 def _named(
-    chain: pl.DataFrame,
-    dictionaries: Mapping[str, Dictionary],
-    clip: ClipModel,
-    names: Mapping[str, Any],
-    texts: Sequence[str] | None,
-    seed: int,
-) -> tuple[pl.DataFrame, int]:
-    """The chain with names, and of how many words the lens chose."""
-    if texts is None:
-        accepted = [one.frame.filter("accepted")["name"] for one in names.values()]
-        listed = pl.concat(accepted).unique(maintain_order=True).to_list() if accepted else []
-    else:
-        listed = list(dict.fromkeys(texts))
-    lens = _TextLens(clip, listed, seed) if len(listed) >= 2 else None
+    chain: pl.DataFrame, dictionaries: Mapping[str, Dictionary], names: Mapping[str, Any], lens: _TextLens | None
+) -> pl.DataFrame:
+    """The chain with a name at each step that has one."""
     found = []
     for site, latent, lane in chain.select("site", "latent", "lane").iter_rows():
-        line: dict[str, Any] = _given_name(names.get(site), latent)
+        line = _given_name(names.get(site), latent)
         if not line and lens is not None and lane != "embedding":
             line = lens.name(dictionaries[site], latent)
         found.append(line)
     extra = {name: CONCEPT_CHAIN[name] for name in ("name", "name_kind", "nearest", "name_cosine", "name_p")}
     told = pl.DataFrame([{name: line.get(name) for name in extra} for line in found], schema=extra)
-    return pl.concat([chain, told], how="horizontal").cast(dict(CONCEPT_CHAIN)), len(listed) if lens else 0  # pyright: ignore[reportArgumentType]
+    return pl.concat([chain, told], how="horizontal").cast(dict(CONCEPT_CHAIN))  # pyright: ignore[reportArgumentType]
 
 
 def _given_name(names: Any, latent: int) -> dict[str, Any]:
@@ -211,6 +205,26 @@ def _given_name(names: Any, latent: int) -> dict[str, Any]:
     }
 
 
+def _lens(
+    clip: ClipModel, names: Mapping[str, Any], texts: Sequence[str] | None, d_model: int | None, seed: int
+) -> tuple[_TextLens | None, str | None]:
+    """What names blocks by texts; or None and why there is none."""
+    if texts is None:
+        accepted = [one.frame.filter("accepted")["name"] for one in names.values()]
+        listed = pl.concat(accepted).unique(maintain_order=True).to_list() if accepted else []
+    else:
+        listed = list(dict.fromkeys(texts))
+    if len(listed) < 2:
+        return None, "fewer than two texts to choose from; give texts="
+    if d_model is None:
+        return None, "the chain passes no block"
+    try:
+        through_final_norm(clip, "image", torch.eye(d_model)[:1])
+    except ConfigError as error:
+        return None, str(error)
+    return _TextLens(clip, listed, seed), None
+
+
 class _TextLens:
     """Directions of the residual stream by the texts that they point to in the embedding."""
 
@@ -221,11 +235,7 @@ class _TextLens:
 
     def name(self, dictionary: Dictionary, latent: int) -> dict[str, Any]:
         """The nearest text of a latent, and how near meaningless directions of this dictionary come."""
-        try:
-            directions = through_final_norm(self.clip, "image", dictionary.W_dec).cpu()
-        except ConfigError:  # a tower that pools by attention: no direction of its stream is one of the embedding
-            return {}
-        unit = F.normalize(directions, dim=-1)
+        unit = F.normalize(through_final_norm(self.clip, "image", dictionary.W_dec).cpu(), dim=-1)
         cosines = self.vectors @ unit[latent]
         best = int(cosines.argmax())
         null = covariance_null(unit, self.vectors, draws=DRAWS, seed=self.seed)
