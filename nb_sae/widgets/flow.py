@@ -180,6 +180,7 @@ class FlowDashboard(Dashboard):
             "latents": self.index.size,
             "edges": int(flow.edges.height),
             "shown": SHOWN,
+            "most_edges": _EDGES,
             "saved": {"nodes": nodes, "shown": shown, "cards": cards},
             "analyses": about_analyses(self.analyses, self.index),
             "steer": self._steer is not None,

@@ -22,6 +22,10 @@ import { CardSet } from "./panels/tables";
 /** Answers of the kernel whose cards and pictures are kept. */
 const KEPT_CARDS = 12;
 const HITS = 60;
+/** Steering writes texts with many controls: minutes on a small machine. */
+const STEER_MS = 900_000;
+const WAIT_WORDS_MS = 300;
+const BUSY_WORDS_MS = 2_000;
 /** A filter that moves asks the kernel at most this often. */
 const QUIET_MS = 60;
 const TABS: { key: Tab; text: string }[] = [
@@ -92,14 +96,28 @@ export default dashboard((model, el, life) => {
   };
 
   life.add(rpc.onKernel((kernel) => state.set("kernel", kernel)));
+  let words: ReturnType<typeof setTimeout>[] = [];
+  const hush = () => words.splice(0).forEach(clearTimeout);
+  const later = (text: string, after: number) =>
+    setTimeout(() => {
+      status.textContent = text;
+    }, after);
+  life.add(hush);
   life.add(
-    state.on(["kernel"], () => {
+    state.on(["kernel", "busy"], () => {
+      hush();
       const alone = state.get("kernel") === "none";
       const { nodes, shown, cards } = about.saved;
       status.textContent = alone ? "saved view" : "";
       status.title = alone
         ? `No kernel answers: ${count(nodes)} of ${count(about.latents)} latents are inside, up to ${shown} per site, with ${count(cards)} cards; the others need a running kernel`
         : "";
+      graph.setAttribute("aria-busy", String(state.get("busy")));
+      if (!state.get("busy")) return;
+      words = [
+        later("asking the kernel …", WAIT_WORDS_MS),
+        later("the kernel is busy and will answer after it", BUSY_WORDS_MS),
+      ];
     }),
   );
   life.add(toolsPanel(tools, panel));
@@ -251,12 +269,8 @@ function source(model: AnyModel, rpc: Rpc, life: Life, flow: Flow, saved: Graph)
       return { pairs: pairsOf(table), whole: (table?.rows ?? 0) >= all };
     },
     steer: async (key, strength, mode) => {
-      const { content, buffers } = await rpc.request("steer", {
-        site: name(key),
-        latent: placeOf(key).latent,
-        strength,
-        mode,
-      });
+      const what = { site: name(key), latent: placeOf(key).latent, strength, mode };
+      const { content, buffers } = await rpc.request("steer", what, [], STEER_MS);
       const pictures = new Thumbs(content.thumbs_header, buffers[1]);
       thumbs.push(pictures);
       return steered(unpack(content.header, buffers[0]), pictures);

@@ -294,8 +294,13 @@ describe("a live view", () => {
     press(".nbs-nodes", "ArrowDown");
     await wait();
     expect(pages().length).toBe(2); // two quick keys, one question
+    await wait(400);
+    expect(find(".nbs-status")?.textContent).toBe("asking the kernel …");
+    await wait(2_000);
+    expect(find(".nbs-status")?.textContent).toContain("busy");
     model.answer({ id: pages().at(-1)?.id, ok: false, error: { cause: "out of memory", fix: "", details: "" } });
     await wait();
+    expect(find(".nbs-status")?.textContent).toBe("");
     expect(find(".nbs-error")?.textContent).toContain("out of memory");
     expect(all(".nbs-nodes [role=option]").length).toBeGreaterThanOrEqual(marks);
   });
@@ -333,7 +338,7 @@ describe("a live view", () => {
     const go = all(".nbs-lower button").find((one) => one.textContent === "Steer") as HTMLButtonElement;
     go.click();
     go.click();
-    await wait(2_100);
+    await wait(40_000); // longer than other questions may take
     expect(model.sent.filter(({ kind }) => kind === "steer").length).toBe(1);
     expect(find(".nbs-lower:not([hidden]) [role=status]")?.textContent).toContain("the model runs");
     await answer("steer");

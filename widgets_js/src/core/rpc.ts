@@ -51,19 +51,24 @@ export class Rpc {
     life.add(() => clearTimeout(timer));
   }
 
-  /** Ask; rejects with a `ShownError` when the kernel says no or does not answer. */
-  request(kind: string, what: Record<string, unknown> = {}, buffers: ArrayBuffer[] = []): Promise<Reply> {
+  /** Ask; rejects with a `ShownError` when the kernel says no or does not answer in time. */
+  request(
+    kind: string,
+    what: Record<string, unknown> = {},
+    buffers: ArrayBuffer[] = [],
+    timeout_ms = TIMEOUT_MS,
+  ): Promise<Reply> {
     const id = this.#next++;
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#pending.delete(id);
         reject(
           new ShownError(
-            `The kernel did not answer within ${TIMEOUT_MS / 1000} s.`,
+            `The kernel did not answer within ${timeout_ms / 1000} s.`,
             "A long cell may be running. Wait for it, or restart the kernel and run the notebook again.",
           ),
         );
-      }, TIMEOUT_MS);
+      }, timeout_ms);
       this.#pending.set(id, { resolve, reject, timer });
       this.model.send({ id, kind, ...what }, undefined, buffers);
     });

@@ -349,7 +349,7 @@ function canvasText({ state, flow }: Panel, { at }: Layout, chain: Link[]): stri
   const ends = [chain[0], chain.at(-1)].map((one) => (one ? flow.where(placeOf(one.key).site) : ""));
   return (
     `${count(at.size)} latents at ${flow.sites.length} sites and ${count(edges.length)} edges, ${count(above)} of them ` +
-    `above their threshold. The chosen chain has ${count(chain.length)} latents, from ${ends[0]} to ${ends[1]}.`
+    `above their threshold. The chosen chain has ${count(chain.length)} ${chain.length === 1 ? "latent" : "latents"}, from ${ends[0]} to ${ends[1]}.`
   );
 }
 

@@ -33,7 +33,9 @@ export function tablePanel(root: HTMLElement, panel: Panel): () => void {
       if (state.get("tab") !== "table") return;
       nodes = shown(panel).nodes.sort((a, b) => a.site - b.site || a.y - b.y);
       list.reset(nodes.length, at());
-      said.textContent = `${count(nodes.length)} of ${count(flow.about.latents)} latents are shown.`;
+      const edges = state.get("graph").edges.length;
+      const cut = edges >= flow.about.most_edges ? `; of the edges among them, the ${count(edges)} nearest` : "";
+      said.textContent = `${count(nodes.length)} of ${count(flow.about.latents)} latents are shown${cut}.`;
     }),
   ];
   return () => {

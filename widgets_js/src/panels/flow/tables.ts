@@ -31,6 +31,8 @@ export interface About {
   edges: number;
   /** Latents of a site that a page shows at most. */
   shown: number;
+  /** Edges that a page holds at most. */
+  most_edges: number;
   saved: { nodes: number; shown: number; cards: number };
   analyses: Record<string, SiteAbout>;
   steer: boolean;
