@@ -116,9 +116,10 @@ def _draw_patches(
     if picture:
         with Image.open(io.BytesIO(picture)) as opened:
             shown = opened.convert("RGB").resize(size, Image.Resampling.BILINEAR)
-    largest = float(np.abs(totals).max(initial=0)) or 1.0
-    canvas.paste(shown, (_MARGIN, top))
+    # Prefix tokens carry much of what a tower says and would leave every patch pale.
     prefix = frames.prefix_tokens
+    largest = float(np.abs(totals[prefix:]).max(initial=0)) or 1.0
+    canvas.paste(shown, (_MARGIN, top))
     shares = totals[prefix : prefix + rows * columns] / largest
     colours = np.array([FOR if share >= 0 else AGAINST for share in shares], np.uint8).reshape(rows, columns, 3)
     mask = (np.sqrt(np.abs(shares)) * 215).astype(np.uint8).reshape(rows, columns)
@@ -133,7 +134,7 @@ def _draw_patches(
         corner = left + x * side, top + y * side
         canvas.frame((*corner, corner[0] + side, corner[1] + side), _INK, 4)
     said = [f"prefix token {place}: {sig3(float(totals[place]))}" for place in range(min(prefix, 4))]
-    said += [f"patches: {sig3(float(totals[prefix:].sum()))}", f"strongest: {sig3(float(largest))}"]
+    said += [f"patches: {sig3(float(totals[prefix:].sum()))}", f"strongest patch: ±{sig3(largest)}"]
     for place, text in enumerate(said):
         canvas.text((left + columns * side + _GAP, top + 4 + 20 * place), text, size=11)
 
@@ -201,8 +202,12 @@ def _draw_curve(canvas: Canvas, curve: pl.DataFrame, box: tuple[float, float, fl
         lower = [at(*row) for row in band.select("latents", "low").iter_rows()]
         upper = [at(*row) for row in band.select("latents", "high").iter_rows()]
         draw.polygon([*lower, *reversed(upper)], fill=_BAND)
-    for value in (0.0, 1.0):
+    placed: list[float] = []
+    for value in (0.0, 1.0, low, high):
         y = at(0, value)[1] / SCALE
+        if any(abs(y - other) < 12 for other in placed):
+            continue
+        placed.append(y)
         canvas.box((frame_left, y, right, y + 0.5), _LINE)
         canvas.text((frame_left - 6, y - 6), sig3(value), size=9.5, fill=_DIM, end=True)
     own = curve.filter(pl.col("order").cast(pl.String) == "attribution").sort("latents")

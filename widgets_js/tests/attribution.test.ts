@@ -103,11 +103,20 @@ describe("the strip of tokens", () => {
 });
 
 describe("the patches", () => {
+  it("are coloured up to the strongest patch, whatever the prefix token says", async () => {
+    const { el, find } = open("patches");
+    await settle();
+    const share = (one: Element) => Number((one as HTMLElement).style.getPropertyValue("--share"));
+    const shares = [...el.querySelectorAll(".nbs-grid-cells .nbs-cell")].map(share);
+    expect(Math.max(...shares)).toBe(1);
+    expect(share(find(".nbs-prefix .nbs-cell") as Element)).toBeLessThanOrEqual(1);
+  });
+
   it("move by rows, with the prefix token above the first one", async () => {
     const { model, find, press, cells } = open("patches");
     await settle();
     expect(cells().length).toBe(5);
-    expect(find(".nbs-prefix")?.textContent).toBe("CLS");
+    expect(find(".nbs-prefix")?.textContent).toMatch(/^CLS [+−][\d.]+$/);
     expect(find(".nbs-grid-cells")?.children.length).toBe(4);
     press("Home");
     const walk = ["ArrowDown", "ArrowDown", "ArrowRight", "ArrowUp", "ArrowUp"].map((key) => {

@@ -6,6 +6,7 @@ import { type Panel, twin } from "./shared";
 import type { Point } from "./tables";
 
 const HEIGHT = 190;
+const TICK = 12; // pixels that a number of the axis takes
 const [LEFT, RIGHT, TOP, BOTTOM] = [40, 12, 10, 32];
 
 export function faithfulnessPanel(root: HTMLElement, panel: Panel, own: Point[], random: Point[]): () => void {
@@ -56,11 +57,15 @@ function picture(panel: Panel, own: Point[], random: Point[], width: number): SV
     role: "img",
     "aria-label": `Metric recovered by up to ${count(most)} latents, strongest first: ${said}.`,
   });
-  for (const value of [...new Set([low, 0, 0.5, 1, high])]) {
-    svg.append(s("line", { class: "nbs-grid", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }));
-    if (value === low && low < 0 && low > -0.1) continue;
-    if (value === high && high > 1 && high < 1.1) continue;
-    svg.append(s("text", { class: "nbs-tick", x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, sig3(value)));
+  // The two ends of the scale first; others where there is room for their number.
+  const placed: number[] = [];
+  for (const value of [0, 1, low, high, 0.5]) {
+    if (placed.some((other) => Math.abs(other - y(value)) < TICK)) continue;
+    placed.push(y(value));
+    svg.append(
+      s("line", { class: "nbs-grid", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }),
+      s("text", { class: "nbs-tick", x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, sig3(value)),
+    );
   }
   const path = (points: [number, number][]) => points.map(([px, py]) => `${px.toFixed(1)} ${py.toFixed(1)}`).join("L");
   const banded = random.filter((one) => Number.isFinite(one.low) && Number.isFinite(one.high));

@@ -29,11 +29,13 @@ export function stripPanel(root: HTMLElement, panel: Panel): () => void {
   };
   const shade = () => {
     const values = valuesOf(panel);
-    const largest = Math.max(0, ...values.map(Math.abs));
+    // Prefix tokens carry much of what a tower says and would leave every patch pale.
+    const largest = Math.max(0, ...values.slice(about.grid ? about.prefix_tokens : 0).map(Math.abs));
     const tokens = state.get("shown")?.tokens ?? [];
     for (const [at, cell] of cells.entries()) {
       const value = values[at] ?? 0;
-      cell.style.setProperty("--share", (largest ? Math.abs(value) / largest : 0).toFixed(3));
+      cell.style.setProperty("--share", (largest ? Math.min(1, Math.abs(value) / largest) : 0).toFixed(3));
+      if (about.grid && at < about.prefix_tokens) cell.textContent = `${prefixName(about, at)} ${signed(value)}`;
       cell.classList.toggle("nbs-against", value < 0);
       cell.setAttribute("aria-label", `${placeOf(about, at, tokens[at]?.text ?? "")}, ${signed(value)}`);
     }
@@ -102,10 +104,12 @@ function moved({ about, state }: Panel, key: string, length: number): number | u
 function make({ about }: Panel, { tokens }: Input): HTMLElement[] {
   return tokens.map(({ token, text }) => {
     const shown = about.grid ? "" : about.numbered ? `[${token}]` : visible(text) || " ";
-    const cell = h("span", { class: "nbs-cell", role: "option", id: freshId("cell") }, shown);
-    if (about.grid && token < about.prefix_tokens) cell.textContent = about.prefix_tokens === 1 ? "CLS" : `${token}`;
-    return cell;
+    return h("span", { class: "nbs-cell", role: "option", id: freshId("cell") }, shown);
   });
+}
+
+function prefixName({ prefix_tokens }: Panel["about"], token: number): string {
+  return prefix_tokens === 1 ? "CLS" : `prefix ${token}`;
 }
 
 /** Prefix tokens beside the picture, and the grid of patches over it. */
