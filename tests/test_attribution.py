@@ -426,7 +426,7 @@ def test_what_is_no_model_of_the_dictionary_is_refused(lm, clip, pictures):
     with pytest.raises(ConfigError, match="A transcoder reads"):
         attribute(lm, random_dictionary(192, 64, BLOCK, target="gpt_neox.layers.3"), TEXT, log_prob(20))
     with pytest.raises(ConfigError, match="latents are active in 1 inputs"):
-        attribute(lm, random_dictionary(192, 1024, BLOCK, budgets=None), TEXT, log_prob(20), method="ablation")
+        attribute(lm, random_dictionary(192, 4096, BLOCK, budgets=None), TEXT, log_prob(20), method="ablation")
 
 
 def test_an_encoder_is_not_asked_for_the_next_token():

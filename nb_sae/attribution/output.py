@@ -36,7 +36,7 @@ PER_TOKEN = 64
 """Latents of each token that are listed, the strongest by |attribution|; `latents` counts all of them."""
 SPELLED = 64
 """Texts whose tokens are spelled in `about`."""
-MOST_ABLATED = 256
+MOST_ABLATED = 1024
 """Active latents of one batch beyond which method "ablation" asks for a choice: each one is a forward pass."""
 
 
