@@ -44,6 +44,7 @@ _HOME = {
     "metrics": "nb_sae.sae.metrics",
     "Analysis": "nb_sae.analysis.bundle:Analysis",
     "analyze": "nb_sae.analysis.scan:analyze",
+    "analyze_all": "nb_sae.analysis.scan:analyze_all",
     "analyze_part": "nb_sae.analysis.scan:analyze_part",
     "merge_analyses": "nb_sae.analysis.scan:merge_analyses",
     "PartialAnalysis": "nb_sae.analysis.part:PartialAnalysis",
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from nb_sae.analysis.quality import pca_quality as pca_quality
     from nb_sae.analysis.reading import reader as reader
     from nb_sae.analysis.scan import analyze as analyze
+    from nb_sae.analysis.scan import analyze_all as analyze_all
     from nb_sae.analysis.scan import analyze_part as analyze_part
     from nb_sae.analysis.scan import merge_analyses as merge_analyses
     from nb_sae.attribution.direct import direct_attribution as direct_attribution

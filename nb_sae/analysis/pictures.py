@@ -15,27 +15,52 @@ from nb_sae.types import HookedModel, Inputs, Site
 WEBP_QUALITY = 72
 
 
-def pictures_frame(inputs: Inputs, input_ids: Sequence[int], side: int, site: Site) -> pl.DataFrame:
-    """Thumbnails of the given images, re-encoded. An image that can no longer be read has no line.
+class Thumbnails:
+    """Small pictures of images, re-encoded; each is read and made once, however many sites ask for it.
 
     Args:
+        inputs: The images.
         side: Longest side, pixels; a smaller image is not enlarged.
-        site: If its rows lie on a grid, the picture is shaped as the model saw it, so that the grid fits.
     """
-    lines = []
-    for input_id in input_ids:
+
+    def __init__(self, inputs: Inputs, side: int) -> None:
+        self._inputs, self._side = inputs, side
+        self._made: dict[tuple[int, tuple[int, int] | None, str], tuple[int, int, bytes] | None] = {}
+
+    def frame(self, input_ids: Sequence[int], site: Site) -> pl.DataFrame:
+        """`PICTURES` of some images. One that can no longer be read has no line.
+
+        Args:
+            input_ids: Which.
+            site: If its rows lie on a grid, the picture is shaped as the model saw it, so that the grid fits.
+        """
+        lines = []
+        for input_id in input_ids:
+            key = (input_id, site.grid, site.fit)
+            if key not in self._made:
+                self._made[key] = self._make(input_id, site)
+            made = self._made[key]
+            if made is not None:
+                lines.append((input_id, *made))
+        return pl.DataFrame(lines, schema=PICTURES, orient="row")
+
+    def _make(self, input_id: int, site: Site) -> tuple[int, int, bytes] | None:
         try:
-            image = inputs[input_id]
+            image = self._inputs[input_id]
         except InputError:
-            continue
+            return None
         image = image.convert("RGB")
         if site.grid is not None:
             image = _as_seen(image, site)
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        image.thumbnail((self._side, self._side), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=WEBP_QUALITY, method=4)
-        lines.append((input_id, image.width, image.height, buffer.getvalue()))
-    return pl.DataFrame(lines, schema=PICTURES, orient="row")
+        return image.width, image.height, buffer.getvalue()
+
+
+def pictures_frame(inputs: Inputs, input_ids: Sequence[int], side: int, site: Site) -> pl.DataFrame:
+    """`Thumbnails` that are asked for once."""
+    return Thumbnails(inputs, side).frame(input_ids, site)
 
 
 def _as_seen(image: Image.Image, site: Site) -> Image.Image:

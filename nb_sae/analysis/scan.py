@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -12,7 +12,7 @@ from nb_sae.analysis.bundle import Analysis
 from nb_sae.analysis.lens import promoted_where_known
 from nb_sae.analysis.maps import example_frame
 from nb_sae.analysis.part import PartialAnalysis, check_parts, check_same, description, empty_of
-from nb_sae.analysis.pictures import contexts_frame, pictures_frame
+from nb_sae.analysis.pictures import Thumbnails, contexts_frame
 from nb_sae.analysis.schema import INPUTS
 from nb_sae.errors import ConfigError, InputError
 from nb_sae.progress import progress as progress_bar
@@ -71,6 +71,59 @@ def analyze(
     return merge_analyses(
         [part], dictionary, store, inputs, model=model, thumbnail=thumbnail, promoted=promoted, title=title
     )
+
+
+def analyze_all(
+    dictionaries: Mapping[str, Dictionary],
+    stores: Mapping[str, ActivationSource],
+    inputs: Inputs | None = None,
+    *,
+    model: HookedModel | None = None,
+    top: int = 16,
+    per_interval: int = 2,
+    seed: int = 0,
+    thumbnail: int | None = 112,
+    promoted: int = 10,
+    progress: bool = True,
+) -> dict[str, Analysis]:
+    """`analyze` for the dictionaries of many sites, whose pictures are read and made small once.
+
+    Args:
+        dictionaries: By site.
+        stores: Rows of every one of these sites.
+        inputs: See `analyze`, as are the others. The same inputs at every site.
+        model: See `analyze`.
+        top: See `analyze`.
+        per_interval: See `analyze`.
+        seed: See `analyze`.
+        thumbnail: See `analyze`.
+        promoted: See `analyze`.
+        progress: Show the progress of each site.
+
+    Returns:
+        Site → analysis, in the order of `dictionaries`.
+
+    Raises:
+        ConfigError: no dictionaries, or a site without rows.
+        StoreError: the rows are of another model, site, width or scale.
+        InputError: the inputs are not those of a store.
+    """
+    missing = [site for site in dictionaries if site not in stores]
+    if missing or not dictionaries:
+        told = f"No rows are given for {', '.join(map(repr, missing))}" if missing else "No dictionaries were given"
+        raise ConfigError(f"{told}; expected the same sites in dictionaries and stores. Collect them in one call.")
+    for site, dictionary in dictionaries.items():
+        dictionary.check(stores[site])
+        _check_shown(stores[site], inputs, model)
+    drawn = Thumbnails(inputs, thumbnail) if inputs is not None and inputs.modality == "image" and thumbnail else None
+    found = {}
+    for site, dictionary in dictionaries.items():
+        settings = {"top": top, "per_interval": per_interval, "seed": seed, "progress": progress}
+        part = analyze_part(dictionary, stores[site], part=(0, 1), **settings)
+        found[site] = _tables(
+            [part], dictionary, stores[site], inputs, drawn, model=model, promoted=promoted, title=None
+        )  # fmt: skip
+    return found
 
 
 def analyze_part(
@@ -154,6 +207,21 @@ def merge_analyses(
     """
     check_parts(parts)
     _check_shown(store, inputs, model)
+    drawn = Thumbnails(inputs, thumbnail) if inputs is not None and inputs.modality == "image" and thumbnail else None
+    return _tables(parts, dictionary, store, inputs, drawn, model=model, promoted=promoted, title=title)
+
+
+def _tables(
+    parts: Sequence[PartialAnalysis],
+    dictionary: Dictionary,
+    store: ActivationSource,
+    inputs: Inputs | None,
+    drawn: Thumbnails | None,
+    *,
+    model: HookedModel | None,
+    promoted: int,
+    title: str | None,
+) -> Analysis:
     about = parts[0].about
     settings = {name: about[name] for name in ("chunk_rows", "top", "per_interval", "seed")}
     targets = targets_of(dictionary, store)
@@ -164,9 +232,7 @@ def merge_analyses(
     starts = [first for first, _ in store.chunk_spans(about["chunk_rows"])]
     examples = example_frame(dictionary, store, kept.chosen(), starts)
     used = examples["input_id"].unique().sort()
-    pictures, contexts = None, None
-    if inputs is not None and inputs.modality == "image" and thumbnail:
-        pictures = pictures_frame(inputs, used.to_list(), thumbnail, store.site)
+    contexts = None
     if inputs is not None and inputs.modality == "text" and model is not None:
         contexts = contexts_frame(inputs, examples, store.site, model)
     return Analysis(
@@ -174,7 +240,7 @@ def merge_analyses(
         examples=examples,
         quality=kept.quality(),
         inputs=store.inputs.filter(pl.col("input_id").is_in(used.implode())).select(INPUTS.names()).cast(INPUTS),
-        pictures=pictures,
+        pictures=drawn.frame(used.to_list(), store.site) if drawn is not None else None,
         contexts=contexts,
         promoted=promoted_where_known(model, dictionary, store.site.name, top=promoted),
         site=store.site,
