@@ -116,9 +116,9 @@ def main() -> int:
     print(f"  |gap| of the path: {100 * median['gap']:.4f} % of what all latents do (bound {100 * GAP} %)")
     far = table.select((pl.col(one) - 1).abs().median() for one in ("by gradient", "by path", "random")).row(0)
     print(
-        f"  recovered by {KEPT} latents (median distance from 1): {median['by gradient']:.3f} ({far[0]:.3f}) by gradient, "
-        f"{median['by path']:.3f} ({far[1]:.3f}) by path, {median['random']:.3f} ({far[2]:.3f}) in random order; "
-        f"{table['random'].drop_nulls().len()} prompts in which the latents move the metric by 0.5 nats"
+        f"  recovered by {KEPT} latents (median distance from 1): {median['by gradient']:.3f} ({far[0]:.3f}) by "
+        f"gradient, {median['by path']:.3f} ({far[1]:.3f}) by path, {median['random']:.3f} ({far[2]:.3f}) in random "
+        f"order; {table['random'].drop_nulls().len()} prompts in which the latents move the metric by 0.5 nats"
     )
     ids = torch.cat([ids for ids, _ in prompts(lm, 8)])
     alone = processor(lambda: plain(lm, ids, 5))
