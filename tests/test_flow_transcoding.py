@@ -64,7 +64,7 @@ def test_identical_dictionaries_on_identical_rows_explain_what_their_own_does():
     site = "layers.0"
     same = {one: plain_dictionary(dictionaries[site].W_dec, one, threshold=1e-3) for one in SITES}
     rows = {one: store_of(stores[site][:], one) for one in SITES}
-    frame = transcode(flow, same, rows, progress=False, fold=False)
+    frame = transcode(flow, same, rows, progress=False)
     line = frame.filter(pl.col("rule") == "top1").row(0, named=True)
     assert line["explained"] == line["explained_own"]
     assert line["explained"] == pytest.approx(1, abs=1e-5)
@@ -77,9 +77,10 @@ def test_growth_of_the_stream_is_error_unless_it_is_folded():
     y = stores["layers.1"][:].double()
     variance = (y - y.mean(0)).square().sum()
     expected = 1 - float((y * 2 / 3).square().sum() / variance)
-    assert explained(flow, dictionaries, stores, fold=False)["top1"] == pytest.approx(expected, abs=1e-4)
-    assert explained(flow, dictionaries, stores)["top1"] == pytest.approx(1, abs=1e-4)
-    assert explained(flow, dictionaries, stores)["random"] < 0.05
+    assert explained(flow, dictionaries, stores)["top1"] == pytest.approx(expected, abs=1e-4)
+    folded = explained(flow, dictionaries, stores, fold=True)
+    assert folded["top1"] == pytest.approx(1, abs=1e-4)
+    assert folded["random"] < 0.05
 
 
 def test_flows_by_other_rules_bring_their_own_matches():

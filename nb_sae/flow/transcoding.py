@@ -43,7 +43,7 @@ def transcode(
     pairs: Sequence[tuple[str, str]] | None = None,
     others: Sequence[Flow] = (),
     top: int = 5,
-    fold: bool = True,
+    fold: bool = False,
     seed: int = 0,
     chunk_rows: int | None = None,
     progress: bool = True,
@@ -64,9 +64,9 @@ def transcode(
         pairs: (source site, target site) of one width and the same rows; None: every residual site with the one before.
         others: Flows of the same dictionaries by other rules, for "permutation" and "correlation".
         top: Targets of "topk".
-        fold: Bring each activation to the scale of its target by the ratio of their mean activations, taken from the
-            same rows (the folding of the paper). Without it the match alone is measured, and the growth of the residual
-            stream from block to block counts as error.
+        fold: Bring each activation to the scale of its target by the ratio of their mean activations over the same rows
+            (the folding of the paper), which costs one more pass. It helps where the residual stream grows from block
+            to block, and harms where matches are weak: wrong latents then get louder.
         seed: Of "random".
         chunk_rows: Rows encoded at a time; None: what fits.
         progress: Show the progress.
