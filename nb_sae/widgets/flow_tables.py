@@ -15,12 +15,11 @@ import polars as pl
 
 from nb_sae.errors import WidgetError, closest
 from nb_sae.flow import schema
+from nb_sae.widgets.flow_order import column_order
 
 FRAMES: dict[str, pl.Schema] = {"latents": schema.FLOW_LATENTS, "edges": schema.EDGES, "nulls": schema.FLOW_NULLS}
 ROUTES = ("residual", "attention", "mlp")
 """Lanes that a latent can come from."""
-SWEEPS = 3
-"""Passes over the layers, there and back, that order the latents of a column."""
 CLOSE_EDGES = 6
 """Predecessors and successors of the chosen latent that are always shown."""
 
@@ -72,7 +71,8 @@ class FlowIndex:
         self._read_edges(edges)
         self._read_nulls(frames["nulls"])
         self._link()
-        self.y = self._order()
+        into, out = np.flatnonzero(self._above), self._out[self._above[self._out]]
+        self.y = column_order(self.first, (self._source, self._target, self._cosine), into, out)
 
     # Nodes
 
@@ -275,7 +275,7 @@ class FlowIndex:
         self._above = edges["above"].fill_null(False).to_numpy()[order]
         self._p = edges["p"].fill_null(float("nan")).to_numpy()[order].astype(np.float32)
         self._into_start = np.searchsorted(self._target, np.arange(self.size + 1))
-        self._out = np.lexsort((-self._cosine, self._source))
+        self._out = np.argsort(self._source, kind="stable")
         self._out_start = np.searchsorted(self._source[self._out], np.arange(self.size + 1))
 
     def _read_nulls(self, nulls: pl.DataFrame) -> None:
@@ -287,7 +287,7 @@ class FlowIndex:
             for source, target, threshold in nulls.select("source_site", "target_site", "threshold").iter_rows()
         }
 
-    # Chains and order, once
+    # Chains, once
 
     def _link(self) -> None:
         """The node before and after every node in its chain; -1 where the chain ends."""
@@ -344,37 +344,6 @@ class FlowIndex:
                 linked = nodes[next_[nodes] >= 0]
                 np.maximum.at(self.strength, next_[linked], self.strength[linked])
         self._ranked = [nodes[np.lexsort((nodes, -own[nodes], -self.strength[nodes]))] for nodes in forward]
-
-    def _order(self) -> np.ndarray:
-        """Place of every node in its column, 0 … 1: barycentres over the edges above their threshold.
-
-        It depends on the flow alone, so two latents never change their order, whatever is shown beside them.
-        """
-        y = np.concatenate([(np.arange(count) + 0.5) / max(1, count) for count in self.counts] or [np.zeros(0)])
-        into = np.flatnonzero(self._above)
-        out = self._out[self._above[self._out]]
-        forward = range(len(self.sites))
-        for _ in range(SWEEPS):
-            for rows, here, there, places in (
-                (into, self._target, self._source, forward),
-                (out, self._source, self._target, forward[::-1]),
-            ):
-                bounds = np.searchsorted(here[rows], self.first)
-                for place in places:
-                    mine = rows[bounds[place] : bounds[place + 1]]
-                    if len(mine):
-                        self._settle(y, place, here[mine], there[mine], self._cosine[mine])
-        return y
-
-    def _settle(self, y: np.ndarray, place: int, ends: np.ndarray, others: np.ndarray, cosines: np.ndarray) -> None:
-        """Order one column by the mean place of its neighbours, the nearest ones leading; without any, as it was."""
-        start, stop = int(self.first[place]), int(self.first[place + 1])
-        weights = cosines.astype(np.float64) ** 4
-        held = np.bincount(ends - start, weights, stop - start)
-        moved = np.bincount(ends - start, weights * y[others], stop - start)
-        wanted = np.where(held > 0, np.divide(moved, held, out=np.zeros_like(held), where=held > 0), y[start:stop])
-        order = np.lexsort((np.arange(stop - start), wanted))
-        y[start + order] = (np.arange(stop - start) + 0.5) / (stop - start)
 
     # Choosing
 
