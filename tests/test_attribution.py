@@ -11,6 +11,8 @@ from linear_readout import D_SAE, linear_lm, prompts, random_dictionary
 from PIL import Image
 from test_lm import bridge as bridge
 from test_lm import folder as folder
+from tiny_clips import custom, hugging_face_text, siglip, vit
+from tiny_models import ENCODERS, PRE_NORM, lively
 from torch.nn import functional as F
 
 import nb_sae as ns
@@ -19,6 +21,7 @@ from nb_sae.attribution.output_metrics import cosine_to, log_prob, logit, logit_
 from nb_sae.attribution.schema import ATTRIBUTED, ATTRIBUTED_TOKENS, FAITHFULNESS
 from nb_sae.errors import ConfigError, HookError, InputError, NonFiniteError, ShapeError
 from nb_sae.models.lm import load_lm
+from nb_sae.models.parts import layer_sites
 
 RULES = {
     "top_k": {"budgets": (8,)},
@@ -114,6 +117,31 @@ def test_integrated_gradients_sum_to_what_all_latents_do_and_the_gradient_does_n
     assert abs(first.latents["attribution"].sum() - gain) > 0.1 * abs(gain)
     rough = attribute(lm, dictionary, TEXT, log_prob(20), method="integrated", steps=1)
     assert abs(rough.about["gap"]) > 10 * abs(path.about["gap"])
+
+
+@pytest.mark.parametrize("kind", PRE_NORM | ENCODERS)
+def test_the_path_is_complete_in_every_family(kind):
+    """Gradients of any of them are those of the model: a wrong one would not sum up."""
+    lm = load_lm(lively((PRE_NORM | ENCODERS)[kind]()), context_tokens=12, name=kind)
+    dictionary = random_dictionary(32, 64, layer_sites(lm, "residual")[1])
+    metric = lambda logits: logits[-1].log_softmax(-1)[5]  # noqa: E731
+    path = attribute(lm, dictionary, prompts(2, 7, 50), metric, method="integrated", steps=24)
+    gain = path.about["value"] - path.about["none"]
+    assert abs(path.about["gap"]) < 2e-3 * max(abs(gain), 0.1)
+    assert path.latents["attribution"].abs().sum() > 0.01
+
+
+@pytest.mark.parametrize("build", [vit, custom, siglip, hugging_face_text])
+def test_the_path_is_complete_in_every_build_of_clip(build):
+    clip = build()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    target = torch.linspace(-1, 1, clip.embed_dim)
+    for tower, given in (("image", pixels), ("text", ["ab", "cde"])):
+        site = layer_sites(clip, "residual", tower=tower)[1]
+        dictionary = random_dictionary(clip.site(site, tower).width, 96, site)
+        path = attribute(clip, dictionary, given, cosine_to(target), method="integrated", steps=24)
+        assert abs(path.about["gap"]) < 1e-3
+        assert path.latents["attribution"].abs().sum() > 0.01
 
 
 def test_a_bridge_of_transformer_lens_gives_what_the_model_itself_gives(bridge, folder):

@@ -8,61 +8,32 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-import transformers
 from hand_built import induction_circuit
 from linear_readout import random_dictionary
 from PIL import Image
 from test_lm import bridge as bridge
-from test_lm import byte_level
 from test_lm import folder as folder
+from tiny_models import ENCODERS, PRE_NORM, lively
 
 import nb_sae as ns
 from nb_sae.attribution.direct import direct_attribution
 from nb_sae.attribution.schema import DIRECT, DIRECT_PRE
 from nb_sae.errors import ConfigError, InputError, ShapeError
 from nb_sae.models.lm import LanguageModel, load_lm
+from nb_sae.models.parts import layer_sites
 
-TEXT = "hello world, this is a small test"
-SHAPE = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-ROOM = {"intermediate_size": 48, "max_position_embeddings": 48, "bos_token_id": 0, "eos_token_id": 0}
-
-
-def gpt2() -> tuple[torch.nn.Module, str]:
-    config = transformers.GPT2Config(
-        vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=48, bos_token_id=0, eos_token_id=0
-    )
-    return transformers.GPT2LMHeadModel(config), "transformer.h.1.attn"
+IDS = torch.tensor([[3, 17, 5, 42, 17, 5, 9, 58, 1]])
+FAMILIES = PRE_NORM | ENCODERS
 
 
-def llama() -> tuple[torch.nn.Module, str]:
-    config = transformers.LlamaConfig(**SHAPE, **ROOM, num_key_value_heads=2, attention_bias=True)
-    return transformers.LlamaForCausalLM(config), "model.layers.1.self_attn"
+def tiny(kind: str = "gpt2") -> tuple[LanguageModel, str]:
+    """A model of a family and the attention of its second block."""
+    lm = load_lm(lively(FAMILIES[kind]()), context_tokens=12, name=kind)
+    return lm, layer_sites(lm, "attention")[1]
 
 
-def gemma2() -> tuple[torch.nn.Module, str]:
-    """Normalises what attention gives before it is added."""
-    config = transformers.Gemma2Config(**SHAPE, **ROOM, num_key_value_heads=2, head_dim=8, sliding_window=6)
-    return transformers.Gemma2ForCausalLM(config), "model.layers.1.post_attention_layernorm"
-
-
-def bert() -> tuple[torch.nn.Module, str]:
-    config = transformers.BertConfig(**SHAPE, **ROOM, pad_token_id=0)
-    return transformers.BertForMaskedLM(config), "bert.encoder.layer.1.attention.output.dense"
-
-
-def tiny(make) -> tuple[LanguageModel, str]:
-    torch.manual_seed(0)
-    module, site = make()
-    for weight in module.parameters():
-        # Biases start at 0 and norms at 1, and a mistake with them would not show.
-        weight.data += 0.3 * torch.randn(weight.shape)
-    return load_lm(module, tokenizer=byte_level(), context_tokens=24, name=make.__name__), site
-
-
-def rows(lm, site: str, text: str = TEXT) -> torch.Tensor:
-    ids = lm.preprocessor()(text).tensor
-    ids = ids[:, ids[0] >= 0]
-    return lm.capture_rows(ids, [site])[site][0]
+def rows(lm, site: str) -> torch.Tensor:
+    return lm.capture_rows(IDS, [site])[site][0]
 
 
 def plain(dictionary, x: torch.Tensor) -> torch.Tensor:
@@ -74,12 +45,12 @@ def totals(found) -> pl.DataFrame:
     return found.pre.join(sums, on=["latent", "target"]).sort("latent", "target")
 
 
-@pytest.mark.parametrize("make", [gpt2, llama, gemma2, bert])
-def test_heads_and_sources_and_the_bias_add_up_to_the_pre_activation(make):
-    lm, site = tiny(make)
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_heads_and_sources_and_the_bias_add_up_to_the_pre_activation(kind):
+    lm, site = tiny(kind)
     dictionary = random_dictionary(32, 64, site)
     dictionary.b_enc += 0.2
-    found = direct_attribution(lm, dictionary, TEXT, [3, 9, 40], targets="all")
+    found = direct_attribution(lm, dictionary, IDS, [3, 9, 40], targets="all")
     expected = plain(dictionary, rows(lm, site))
     both = totals(found)
     assert both.height == 3 * len(expected)
@@ -100,11 +71,10 @@ def test_heads_and_sources_and_the_bias_add_up_to_the_pre_activation(make):
 def test_they_add_up_in_a_bridge_of_transformer_lens_as_in_the_model_itself(bridge, folder, site):
     lm, itself = load_lm(bridge, context_tokens=12), load_lm(folder, context_tokens=12)
     dictionary = random_dictionary(32, 16, site)
-    ids = itself.preprocessor()(TEXT).tensor[:1, :9]
-    found = direct_attribution(lm, dictionary, ids, [3, 5], targets="all")
+    found = direct_attribution(lm, dictionary, IDS, [3, 5], targets="all")
     assert found.about["gap"] < 1e-4
     own = site if site.endswith("hook_z") else "transformer.h.1.attn"
-    expected = direct_attribution(itself, dictionary, ids, [3, 5], targets="all", site=own)
+    expected = direct_attribution(itself, dictionary, IDS, [3, 5], targets="all", site=own)
     np.testing.assert_allclose(found.frame["contribution"], expected.frame["contribution"], atol=1e-5)
     np.testing.assert_allclose(found.pre["pre"], expected.pre["pre"], atol=1e-5)
 
@@ -136,42 +106,40 @@ def test_they_add_up_in_the_shipped_models(model, site, given):
 
 
 def test_a_head_contributes_what_is_missing_without_it():
-    lm, site = tiny(gpt2)
+    lm, site = tiny()
     dictionary = random_dictionary(32, 64, site)
-    found = direct_attribution(lm, dictionary, TEXT, 5, targets="all").heads
+    found = direct_attribution(lm, dictionary, IDS, 5, targets="all").heads
     whole = plain(dictionary, rows(lm, site))[:, 5]
     for head in range(4):
         without = copy.deepcopy(lm.module)
         without.transformer.h[1].attn.c_proj.weight.data[8 * head : 8 * head + 8] = 0
-        other = load_lm(without, tokenizer=lm.tokenizer, context_tokens=24)
+        other = load_lm(without, context_tokens=12)
         missing = whole - plain(dictionary, rows(other, site))[:, 5]
         own = found.filter(pl.col("head") == head).sort("target")["contribution"]
         np.testing.assert_allclose(own, missing, atol=1e-4)
 
 
 def test_the_attention_is_that_of_the_model():
-    lm, site = tiny(llama)
-    ids = lm.preprocessor()(TEXT).tensor
-    ids = ids[:, ids[0] >= 0]
+    lm, site = tiny("llama")
     lm.module.set_attn_implementation("eager")
     with torch.no_grad():
-        expected = lm.module(ids, output_attentions=True).attentions[1][0]
-    found = direct_attribution(lm, random_dictionary(32, 8, site), ids, 0, targets=[-1, 2]).frame
-    assert found["target"].unique().sort().to_list() == [2, ids.shape[1] - 1]
+        expected = lm.module(IDS, output_attentions=True).attentions[1][0]
+    found = direct_attribution(lm, random_dictionary(32, 8, site), IDS, 0, targets=[-1, 2]).frame
+    assert found["target"].unique().sort().to_list() == [2, 8]
     for head, target, source, attention in found.select("head", "target", "source", "attention").iter_rows():
         assert attention == pytest.approx(float(expected[head, target, source]), abs=1e-5)
     assert found.filter(pl.col("target") == 2).height == 4 * 3  # nothing of what comes later
 
 
 def test_before_the_output_matrix_each_head_is_read_by_its_own_block():
-    lm, _ = tiny(gpt2)
+    lm, _ = tiny()
     dictionary = random_dictionary(32, 64, "blocks.1.attn.hook_z")
     seen = []
     output = lm.module.transformer.h[1].attn.c_proj
     handle = output.register_forward_pre_hook(lambda module, args: seen.append(args[0][0].detach()))
     rows(lm, "transformer.h.1")
     handle.remove()
-    found = direct_attribution(lm, dictionary, TEXT, [2, 5], targets="all")
+    found = direct_attribution(lm, dictionary, IDS, [2, 5], targets="all")
     expected = plain(dictionary, seen[-1])[:, [2, 5]]
     both = totals(found)
     np.testing.assert_allclose(both["pre"], expected.T.flatten(), atol=1e-4)
@@ -183,9 +151,9 @@ def test_before_the_output_matrix_each_head_is_read_by_its_own_block():
 
 @pytest.mark.parametrize("norm", ["layer_norm", "constant_norm"])
 def test_rows_that_a_dictionary_normalises_add_up_too(norm):
-    lm, site = tiny(gpt2)
+    lm, site = tiny()
     dictionary = random_dictionary(32, 64, site, row_norm=norm, budgets=None)
-    found = direct_attribution(lm, dictionary, TEXT, range(64), targets="all")
+    found = direct_attribution(lm, dictionary, IDS, range(64), targets="all")
     both = totals(found)
     np.testing.assert_allclose(both["contribution"] + both["bias"], both["pre"], atol=1e-4)
     z = dictionary.encode(rows(lm, site))
@@ -194,11 +162,11 @@ def test_rows_that_a_dictionary_normalises_add_up_too(norm):
 
 
 def test_by_default_the_strongest_position_of_each_latent_is_taken_apart():
-    lm, site = tiny(gpt2)
+    lm, site = tiny()
     dictionary = random_dictionary(32, 64, site, pre_bias=False)
     x = rows(lm, site)
     pre = x @ dictionary.W_enc + dictionary.b_enc
-    found = direct_attribution(lm, dictionary, TEXT, [4, 8, 4])
+    found = direct_attribution(lm, dictionary, IDS, [4, 8, 4])
     assert found.pre["target"].to_list() == [int(pre[:, 4].argmax()), int(pre[:, 8].argmax())]
     np.testing.assert_allclose(found.pre["pre"], [float(pre[:, 4].max()), float(pre[:, 8].max())], atol=1e-4)
     assert found.about["gap"] < 1e-4
@@ -238,21 +206,22 @@ def test_half_precision_adds_up_within_its_own_rounding():
         ({"targets": [40]}, ConfigError, "the input has positions 0 … "),
         ({"targets": []}, ConfigError, "the input has positions"),
         ({"targets": "some"}, ConfigError, "Use 'strongest', 'all', or positions"),
-        ({"given": [TEXT, TEXT]}, InputError, "Several inputs"),
-        ({"given": ""}, InputError, "empty text"),
-        ({"given": "word " * 90}, InputError, "sees 48 at once"),
+        ({"given": IDS.expand(2, -1)}, InputError, "Several inputs"),
+        ({"given": IDS[:, :0]}, InputError, "hold nothing"),
+        ({"given": IDS.repeat(1, 5)}, InputError, "The prompt has 45 tokens; gpt2 sees 40"),
+        ({"given": "a text"}, ConfigError, "loaded without a tokenizer"),
         ({"dictionary": random_dictionary(16, 64, "transformer.h.1.attn")}, ShapeError, "has width 32"),
     ],
 )
 def test_what_cannot_be_taken_apart_is_refused(change, error, message):
-    lm, site = tiny(gpt2)
-    asked = {"dictionary": random_dictionary(32, 64, site), "given": TEXT, "latents": [3]} | change
+    lm, site = tiny()
+    asked = {"dictionary": random_dictionary(32, 64, site), "given": IDS, "latents": [3]} | change
     with pytest.raises(error, match=message):
         direct_attribution(lm, asked.pop("dictionary"), asked.pop("given"), asked.pop("latents"), **asked)
 
 
 def test_a_table_that_would_be_too_long_is_refused(monkeypatch):
     monkeypatch.setattr("nb_sae.attribution.direct.MOST_LINES", 1000)
-    lm, site = tiny(gpt2)
+    lm, site = tiny()
     with pytest.raises(ConfigError, match="expected at most 1,000"):
-        direct_attribution(lm, random_dictionary(32, 64, site), TEXT, range(64), targets="all")
+        direct_attribution(lm, random_dictionary(32, 64, site), IDS, range(64), targets="all")

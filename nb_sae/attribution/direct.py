@@ -249,7 +249,7 @@ def _places(
         return [real[int(pre[real].argmax())]]
     if isinstance(targets, str):
         raise ConfigError(f"targets={targets!r} is not known. Use 'strongest', 'all', or positions.")
-    asked = [int(one) for one in ([targets] if isinstance(targets, int) else targets)]
+    asked = [int(one) for one in listed(targets)]
     wrong = [one for one in asked if not -len(real) <= one < len(real)]
     if wrong or not asked:
         raise ConfigError(f"targets={asked}: the input has positions 0 … {len(real) - 1}. Choose some of them.")

@@ -50,7 +50,7 @@ def head_weights(
     read = read_attention(model, dictionary, site)
     numbers = np.arange(dictionary.d_sae)
     if latents is not None:
-        numbers = np.array([latent_number(one, None, dictionary.d_sae) for one in listed(latents)], dtype=np.int64)
+        numbers = np.unique([latent_number(one, None, dictionary.d_sae) for one in listed(latents)]).astype(np.int64)
     heads = read.weights.heads
     table = dictionary.W_dec.T if read.before_output else dictionary.W_enc
     shares = np.zeros((len(numbers), heads))

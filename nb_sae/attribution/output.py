@@ -270,7 +270,7 @@ class _Sums:
     def latents_frame(self) -> pl.DataFrame:
         """`schema.ATTRIBUTED`."""
         shown = np.flatnonzero(self.rows) if self.chosen is None else np.array(self.chosen, dtype=np.int64)
-        # A latent that comes with the same weight in any order is listed by its number.
+        # Of equal ones the lower number comes first.
         shown = shown[np.lexsort((shown, -np.abs(self.attribution[shown])))]
         return pl.DataFrame(
             {
@@ -291,10 +291,12 @@ class _Sums:
         """What is degenerate, in words."""
         if not self.rows.any():
             return "no latent is active in these inputs"
+        silent = [] if self.chosen is None else [latent for latent in self.chosen if not self.rows[latent]]
+        if silent:
+            return f"never active in these inputs: latent {', '.join(map(str, silent[:8]))}"
         if not self.attribution.any() and not self.totals["error"]:
             return "the metric does not change with the rows of this site: every attribution is 0"
-        silent = [] if self.chosen is None else [latent for latent in self.chosen if not self.rows[latent]]
-        return f"never active in these inputs: latent {', '.join(map(str, silent[:8]))}" if silent else ""
+        return ""
 
     def _listed(self, batch: Batch, code: Code, attributions: Tensor, error: Tensor) -> pl.DataFrame:
         shown = code.values != 0
