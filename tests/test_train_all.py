@@ -265,6 +265,64 @@ def test_a_training_that_was_put_away_without_files_can_not_be_saved_as_a_sessio
     assert saved.dictionaries["blocks.0"].d_sae == 32
 
 
+def test_on_a_gpu_every_training_has_a_stream_and_a_turn_is_one_step(monkeypatch):
+    """The order of calls, on fakes: no GPU takes part."""
+    told = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            told.append((self.name, "waits for", other.name))
+
+        def __enter__(self):
+            told.append((self.name, "begins"))
+
+        def __exit__(self, *error):
+            told.append((self.name, "ends"))
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("own"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(many._Run, "to_the_end", lambda run, show: None)
+        trainings = train()
+    one = trainings["blocks.0"]
+    one.open()
+    lane = many._Lane([one], torch.device("cuda"))
+    with many.progress_bar(None, "rows", "x", enabled=False) as bar:
+        lane.turn(bar, lambda: False)
+        lane.turn(bar, lambda: False)
+    assert one.step == 2
+    lane.end()
+    assert one.state == "stopped"
+    turn = [("own", "begins"), ("own", "ends")]
+    assert told == [("own", "waits for", "main"), *turn, *turn, ("main", "waits for", "own")]
+
+
+def test_copies_to_go_back_to_must_fit_beside_a_gpu(monkeypatch):
+    """On a GPU the copy of the last sound state lies in main memory, where all of them have to fit."""
+    with monkeypatch.context() as patch:
+        patch.setattr(many._Run, "to_the_end", lambda run, show: None)
+        trainings = train()
+    run = many._Run(trainings, list(trainings.values()))
+    trainings["blocks.0"].open()
+    run.device = torch.device("cuda")
+    kept = trainings["blocks.1"].memory.kept
+    for free, fits in ((3 * kept, True), (2 * kept, False)):
+        monkeypatch.setattr(many, "free_bytes", lambda device, free=free: free)
+        assert run._fits(trainings["blocks.1"]) is fits
+    trainings["blocks.0"].close()
+
+
+def test_pairs_of_sites_are_trained_as_transcoders():
+    x, y = (ns.ActivationStore.from_tensor(rows(seed=seed), site=site) for seed, site in ((1, "a"), (2, "b")))
+    trainings = train({"a": ns.pair(x, y)}, ns.SAEConfig.topk(4, d_sae=32))
+    assert trainings.dictionaries["a"].target == "b"
+    assert trainings["a"].needed_bytes() == trainings["a"].memory.total
+
+
 # --- failures ---
 
 

@@ -16,9 +16,9 @@ _DASHES = dict(zip(LANES, ("solid", "dash", "dot", "solid"), strict=True))
 _SYMBOLS = dict(zip(LANES, ("circle", "square", "diamond", "star"), strict=True))
 _PANELS = (
     ("fvu", "FVU"),
-    ("l0", "L0, active latents per row"),
-    ("loss_recovered", "recovered of the model's output"),
-    ("dead", "share of latents never active"),
+    ("l0", "L0, latents per row"),
+    ("loss_recovered", "output recovered"),
+    ("dead", "dead, share of latents"),
 )
 
 
@@ -51,7 +51,8 @@ def layer_quality(frame: pl.DataFrame) -> go.Figure:
     figure.update_xaxes(title="layer", row=2)
     for place, (column, title) in enumerate(_PANELS):
         scale = "log" if column in ("fvu", "l0") and _positive(frame[column]) else "linear"
-        figure.update_yaxes(title=title, type=scale, row=place // 2 + 1, col=place % 2 + 1)
+        ticks = "D2" if scale == "log" else None  # 1, 2, 5
+        figure.update_yaxes(title=title, type=scale, dtick=ticks, row=place // 2 + 1, col=place % 2 + 1)
     rows = frame["rows"].max() if frame.height else 0
     dressed(figure, f"{frame['site'].n_unique()} dictionaries by layer, up to {rows or 0:,} rows")
     figure.update_layout(height=620, legend={"x": 0, "xanchor": "left", "y": -0.1, "yanchor": "top"})

@@ -23,6 +23,7 @@ from nb_sae.progress import Progress
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.config import SAEConfig
 from nb_sae.sae.dictionary import Dictionary
+from nb_sae.sae.given_sites import configs_of, named_sites
 from nb_sae.sae.grid import grid, grid_html, grid_text
 from nb_sae.sae.interrupt import deferred_interrupt
 from nb_sae.sae.site_training import OnSiteLog, SiteTraining
@@ -33,8 +34,6 @@ MEMORY_SHARE = 0.8
 """Of what is free on the device, where no `memory_bytes` is given."""
 TURN_SECONDS = 0.2
 """How long one site trains before the next has its turn. On a GPU a turn is one step, so that all work at once."""
-UNNAMED = "rows"
-"""What `ActivationStore.from_tensor` calls a site that was not named."""
 
 
 def train_all(
@@ -82,8 +81,8 @@ def train_all(
             not those the saved training saw.
         NotEnoughMemoryError: one site alone needs more than `memory_bytes`.
     """
-    named = _named(stores)
-    configs = _configs(named, config)
+    named = named_sites(stores)
+    configs = configs_of(named, config)
     folders: dict[str, Path] = {}
     if path is not None:
         folders = {site: Path(path) / name for site, name in zip(named, file_names(list(named)), strict=True)}
@@ -242,9 +241,7 @@ class _Run:
         try:
             while self.waiting and not interrupted():
                 one = self.waiting[0]
-                held = sum(other.held_bytes() for other in self.trainings.values() if other is not one)
-                full = self.limit is not None and held + one.needed_bytes() > self.limit
-                if full and (self.lanes or opened):
+                if (self.lanes or opened) and not self._fits(one):
                     break
                 self.waiting.pop(0)
                 try:
@@ -260,6 +257,17 @@ class _Run:
                 alike = (id(joint), one.train.batch_rows, one.train.seed, one.step) if joint is not None else one.site
                 shared.setdefault(alike, []).append(one)
             self.lanes += [_Lane(members, self.device) for members in shared.values()]
+
+    def _fits(self, one: SiteTraining) -> bool:
+        """Whether another site has room beside those that are there, on the device and for its copy beside it."""
+        others = [other for other in self.trainings.values() if other is not one]
+        if self.limit is not None and sum(other.held_bytes() for other in others) + one.needed_bytes() > self.limit:
+            return False
+        if self.device.type == "cpu":
+            return True  # the copy is part of what is needed
+        room = free_bytes(torch.device("cpu"))
+        copies = sum(other.memory.kept for other in others if other.session is not None)
+        return room is None or copies + one.memory.kept <= MEMORY_SHARE * room
 
     def _make_room(self, lane: _Lane) -> None:
         """Put away what is done where others wait for its place."""
@@ -337,61 +345,3 @@ def _limit(memory_bytes: int | None, device: torch.device) -> int | None:
         return memory_bytes
     free = free_bytes(device)
     return None if free is None else int(MEMORY_SHARE * free)
-
-
-def _named(stores: Mapping[str, ActivationSource] | Sequence[ActivationSource]) -> dict[str, ActivationSource]:
-    """Site → rows, after a look at what was given."""
-    if isinstance(stores, Mapping):
-        named = dict(stores)
-    elif isinstance(stores, Sequence) and not isinstance(stores, str):
-        named = {}
-        for one in stores:
-            name = _site_of(one, "the list")
-            if name in named:
-                raise ConfigError(
-                    f"Two of the stores are of site {name!r}. Give each site once, or name them: "
-                    "train_all({name: store, …})."
-                )
-            named[name] = one
-    else:
-        raise ConfigError(f"Got a {type(stores).__name__}; expected {{site: store}} or a list of stores.")
-    if not named:
-        raise ConfigError("No stores were given. Give at least one: train_all({site: store}, config).")
-    given: dict[int, str] = {}
-    for site, source in named.items():
-        own = _site_of(source, repr(site))
-        if id(source) in given:
-            raise ConfigError(f"One store is given for {given[id(source)]!r} and for {site!r}. Give each store once.")
-        given[id(source)] = site
-        if own not in (site, UNNAMED):
-            hint = f"Another store is given for {own!r}. " if own in named else ""
-            raise StoreError(f"The rows given for {site!r} come from site {own!r}. {hint}Give each store for its site.")
-    return named
-
-
-def _site_of(source: Any, where: str) -> str:
-    site = getattr(getattr(source, "site", None), "name", None)
-    if site is None or not callable(getattr(source, "batches", None)):
-        raise ConfigError(f"{where} holds a {type(source).__name__}; expected an ActivationStore, or a stream of rows.")
-    return str(site)
-
-
-def _configs(
-    named: Mapping[str, ActivationSource], config: SAEConfig | Mapping[str, SAEConfig] | None
-) -> dict[str, SAEConfig]:
-    if config is None or isinstance(config, SAEConfig):
-        return dict.fromkeys(named, config or SAEConfig.msae())
-    if not isinstance(config, Mapping):
-        raise ConfigError(f"config is a {type(config).__name__}; expected an SAEConfig, or one for each site.")
-    for site in config:
-        if site not in named:
-            raise ConfigError(
-                f"A configuration is given for {site!r}, which is none of the sites. {closest(site, named)}"
-                f"The sites are {', '.join(named)}."
-            )
-    missing = [site for site in named if site not in config]
-    if missing:
-        raise ConfigError(
-            f"No configuration is given for {', '.join(map(repr, missing))}. Give one for every site, or one for all."
-        )
-    return dict(config)

@@ -102,6 +102,15 @@ class PairedRows:
             strict=True,
         )
 
+    def held_bytes(self, device: torch.device) -> int:
+        """Bytes that `batches` takes there, of both sides."""
+        return self.x.held_bytes(device) + self.target.held_bytes(device)
+
+    def release(self) -> None:
+        """Let go of the copies of the rows that `batches` keeps on a device."""
+        self.x.release()
+        self.target.release()
+
     def split(self, test: float = 0.1, seed: int = 0) -> tuple[PairedRows, PairedRows]:
         """Two parts `(train, test)` that share no input; both sides are split alike."""
         one, other = self.x.split(test, seed), self.target.split(test, seed)
