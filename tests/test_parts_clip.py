@@ -150,6 +150,17 @@ def test_sites_of_both_towers_and_the_embedding(made):
     assert set(layer_sites(clip) + layer_sites(clip, tower="text")) <= set(clip.hook_names())
 
 
+def test_a_tower_that_does_something_else_with_its_last_block_is_refused():
+    clip: Any = tiny_clips.vit().module
+    own = clip.visual.forward
+    clip.visual.forward = lambda pixels: own(pixels).tanh()
+    found = parts(load_clip(clip, name="odd"))
+    for use in (lambda: found.final_lens(torch.ones(1, 48)), lambda: found.project(torch.ones(1, 17, 48))):
+        with pytest.raises(ConfigError, match=r"odd does not make image_embed of its last block.*Capture image_embed"):
+            use()
+    assert found.attention(0).heads == 3
+
+
 def test_half_precision_towers_project_in_their_own_precision():
     clip = load_clip(lively(CLIP(24, tiny_clips.VIT, tiny_clips.TEXT)).bfloat16(), name="half")
     found = parts(clip)

@@ -247,28 +247,20 @@ class HuggingFaceTextParts(HuggingFaceParts):
         self._holder: Any = holder
         super().__init__(model, "text", stack, self._holder.transformer)
 
-    def project(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
-        """What the tower does with its last block: pooling and projection, `(batch, embed_dim)` float32.
-
-        Raises:
-            ConfigError: `batch` is missing, by which padding is told from tokens.
-        """
+    def _project(self, x: Tensor, batch: Tensor | None) -> Tensor:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         if batch is None:
             raise ConfigError(f"{self._title} pools over the tokens of each text. Use project(x, ids).")
-        holder, x = self._holder, x.to(self.model.device)
-        x = x if self.final_norm is None else self.final_norm(x)
+        holder, x = self._holder, x if self.final_norm is None else self.final_norm(x)
         pooler = getattr(holder.transformer, "pooler", None)
         pooled = None if pooler is None else InFloat(pooler)(x)
         mask = (self.model.filled(batch).to(x.device) != holder.config.pad_token_id).long()
         output = BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)  # pyright: ignore[reportArgumentType]
-        return InFloat(holder.proj)(holder.pooler(output, mask)).float()
+        return InFloat(holder.proj)(holder.pooler(output, mask))
 
-    def final_lens(self, x: Tensor) -> Tensor:
-        """Every token by itself through the projection, `(…, embed_dim)` float32; pooling averages or picks them."""
-        x = x.to(self.model.device)
-        return InFloat(self._holder.proj)(x if self.final_norm is None else self.final_norm(x)).float()
+    def _lens(self, x: Tensor) -> Tensor:
+        return InFloat(self._holder.proj)(x if self.final_norm is None else self.final_norm(x))
 
     def _read_unembed(self) -> tuple[Tensor, Tensor | None]:
         return Parts._read_unembed(self)

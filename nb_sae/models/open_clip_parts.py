@@ -46,32 +46,15 @@ class OpenClipParts(Parts):
         """`ln_post` of the image tower, `ln_final` of the text tower."""
         return InFloat(self._holder.ln_post if self.tower == "image" else self._holder.ln_final)
 
-    def project(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
-        """What the tower does with its last block: norm, pooling, projection, `(batch, embed_dim)` float32.
+    def _project(self, x: Tensor, batch: Tensor | None) -> Tensor:
+        return self._projected(self._pooled_image(x) if self.tower == "image" else self._pooled_text(x, batch))
 
-        Args:
-            x: `(batch, token, d_model)`.
-            batch: The token ids, for a text tower that pools at the end mark.
-
-        Raises:
-            ConfigError: `batch` is needed and missing.
-        """
-        x = x.to(self.model.device)
-        if self.tower == "image":
-            return self._projected(self._pooled_image(x)).float()
-        return self._projected(self._pooled_text(x, batch)).float()
-
-    def final_lens(self, x: Tensor) -> Tensor:
-        """Every token by itself through the final norm and the projection, `(…, embed_dim)` float32.
-
-        A tower that pools by attention (CoCa) is given each token as an input of one token.
-        """
-        x = x.to(self.model.device)
+    def _lens(self, x: Tensor) -> Tensor:
         if self.tower == "image" and self._queries is not None:
             pooled = self._pooled_image(x.reshape(-1, 1, x.shape[-1]))
-            return self._projected(pooled).float().unflatten(0, x.shape[:-1])
+            return self._projected(pooled).unflatten(0, x.shape[:-1])
         assert self.final_norm is not None
-        return self._projected(self.final_norm(x)).float()
+        return self._projected(self.final_norm(x))
 
     def mlp(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Rows `(neurons, d_model)` by which neurons read and write."""

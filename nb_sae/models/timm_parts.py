@@ -30,9 +30,17 @@ class TimmParts(Parts):
         """The sites of every block, first to last."""
         found = []
         for i, block in enumerate(self._trunk.blocks):
+            root = f"{_STACK}.{i}"
             attention = "ls1" if acts(block, "ls1") else "attn"
             mlp = "ls2" if acts(block, "ls2") else "mlp"
-            found.append(BlockParts(i, f"{_STACK}.{i}", f"{_STACK}.{i}.{attention}", f"{_STACK}.{i}.{mlp}"))
+            found.append(
+                BlockParts(
+                    layer=i,
+                    residual=root,
+                    attention=f"{root}.{attention}" if hasattr(block, "attn") else None,
+                    mlp=f"{root}.{mlp}" if hasattr(block, "mlp") else None,
+                )
+            )
         return tuple(found)
 
     @property
@@ -40,28 +48,15 @@ class TimmParts(Parts):
         """The norm after the last block, before the pooling."""
         return InFloat(self._trunk.norm)
 
-    def project(self, x: Tensor, batch: Tensor | None = None) -> Tensor:
-        """What the tower does with its last block: norm, pooling, heads, `(batch, embed_dim)` float32."""
-        trunk = self._trunk
-        normed = InFloat(trunk.norm)(x.to(self.model.device))
-        if trunk.attn_pool is None:
-            pooled = trunk.pool(normed)
-        else:
-            first = 0 if getattr(trunk, "pool_include_prefix", True) else trunk.num_prefix_tokens
-            pooled = InFloat(trunk.attn_pool)(normed[:, first:])
-        return self._projected(pooled)
+    def _project(self, x: Tensor, batch: Tensor | None) -> Tensor:
+        trunk, normed, pool = self._trunk, InFloat(self._trunk.norm)(x), self._pool
+        if pool is None:
+            return self._projected(trunk.pool(normed))
+        first = 0 if getattr(trunk, "pool_include_prefix", True) else trunk.num_prefix_tokens
+        return self._projected(InFloat(pool)(normed[:, first:]))
 
-    def final_lens(self, x: Tensor) -> Tensor:
-        """Every token by itself through norm, pooling and heads, `(…, embed_dim)` float32.
-
-        A tower that pools by attention (SigLIP) is given each token as an input of one token: what the embedding would
-        be if the pooling looked at nothing else.
-
-        Raises:
-            ConfigError: a pooling that adds positions, which a token alone has not.
-        """
-        normed = InFloat(self._trunk.norm)(x.to(self.model.device))
-        pool = self._trunk.attn_pool
+    def _lens(self, x: Tensor) -> Tensor:
+        normed, pool = InFloat(self._trunk.norm)(x), self._pool
         if pool is None:
             return self._projected(normed)
         if getattr(pool, "pos_embed", None) is not None:
@@ -70,11 +65,16 @@ class TimmParts(Parts):
             )
         return self._projected(InFloat(pool)(normed.reshape(-1, 1, x.shape[-1])).unflatten(0, x.shape[:-1]))
 
+    @property
+    def _pool(self) -> nn.Module | None:
+        """The attention by which SigLIP pools."""
+        return getattr(self._trunk, "attn_pool", None)
+
     def mlp(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Rows `(neurons, d_model)` by which neurons read and write; None for a gated or normed MLP."""
         self._require(layer)
         block = self._trunk.blocks[layer]
-        mlp = block.mlp
+        mlp: Any = getattr(block, "mlp", None)
         if not all(isinstance(getattr(mlp, name, None), nn.Linear) for name in ("fc1", "fc2")) or acts(mlp, "norm"):
             return None
         W_in, W_out = affine(self._root, mlp.fc1)[0], affine(self._root, mlp.fc2)[0].T
@@ -86,12 +86,12 @@ class TimmParts(Parts):
         trunk = self._trunk
         for step in (getattr(trunk, "fc_norm", None), trunk.head, self._head):
             pooled = InFloat(step)(pooled) if isinstance(step, nn.Module) else pooled
-        return pooled.float()
+        return pooled
 
     def _read_attention(self, layer: int) -> AttentionParts:
         block = self._trunk.blocks[layer]
-        attention = block.attn
-        plain = isinstance(getattr(attention, "qkv", None), nn.Linear) and isinstance(attention.proj, nn.Linear)
+        attention: Any = getattr(block, "attn", None)
+        plain = all(isinstance(getattr(attention, name, None), nn.Linear) for name in ("qkv", "proj"))
         if not plain or acts(attention, "norm") or getattr(attention, "gate", None) is not None:
             raise ConfigError(
                 f"The attention of block {layer} of {self._title} ({type(attention).__name__}) is not plain attention "

@@ -82,6 +82,7 @@ class Parts(ABC):
         self._proved: set[int] = set()
         self._proved_logits = False
         self._proved_additions = False
+        self._proved_projection = False
 
     def __repr__(self) -> str:
         return f"Parts({display_name(self.model)}, {self.tower} tower, {self.family}, {len(self.blocks)} blocks)"
@@ -130,20 +131,10 @@ class Parts(ABC):
         """The last residual stream through the final norm and the unembedding."""
         return self._logits(x, *self.unembed)
 
-    def project(self, x: Float[Tensor, "batch token d_model"], batch: Tensor | None = None) -> Tensor:
-        """What the tower does with its last block: norm, pooling, projection to `(batch, embed_dim)`, float32.
-
-        Args:
-            x: The last residual stream.
-            batch: The token ids that were run, where the pooling looks for the end of a text.
-
-        Raises:
-            ConfigError: a language model, or `batch` is needed and missing.
-        """
+    def _project(self, x: Tensor, batch: Tensor | None) -> Tensor:
         raise ConfigError(f"{self._title} has no projection to an embedding. Use logits(x).")
 
-    def final_lens(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch embed_dim"]:
-        """Every token by itself through the final norm and the projection, float32."""
+    def _lens(self, x: Tensor) -> Tensor:
         raise ConfigError(f"{self._title} has no projection to an embedding. Use logits(x).")
 
     # What is the same for every family.
@@ -160,6 +151,33 @@ class Parts(ABC):
             self._prove_logits(*read)
             self._proved_logits = True
         return read
+
+    def project(
+        self, x: Float[Tensor, "batch token d_model"], batch: Tensor | None = None
+    ) -> Float[Tensor, "batch embed_dim"]:
+        """What the tower does with its last block: norm, pooling, projection; float32, not normalised.
+
+        Args:
+            x: The last residual stream.
+            batch: The token ids that were run, where the pooling looks for the end of a text or for its padding.
+
+        Raises:
+            ConfigError: a language model, `batch` is needed and missing, or a tower that does something else.
+        """
+        self._prove_projection()
+        return self._project(x.to(self.model.device), batch).float()
+
+    def final_lens(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch embed_dim"]:
+        """Every token by itself through the final norm and the projection; float32, not normalised.
+
+        A tower that pools by attention (CoCa, SigLIP) is given each token as an input of one token: what the embedding
+        would be if the pooling looked at nothing else.
+
+        Raises:
+            ConfigError: a language model, or a tower that does something else than `project`.
+        """
+        self._prove_projection()
+        return self._lens(x.to(self.model.device)).float()
 
     def attention(self, layer: int) -> AttentionParts:
         """The weights of the attention of one block.
@@ -287,6 +305,21 @@ class Parts(ABC):
                 f"The logits of {self._title} are not its last block through the final norm and the unembedding as "
                 f"nb_sae reads them (relative difference {off:.1g}). The logit lens does not apply to it."
             )
+
+    @torch.no_grad()
+    def _prove_projection(self) -> None:
+        if self._proved_projection or not self._clip:
+            return
+        batch, last, embed = self._probe(), self.blocks[-1].residual, f"{self.tower}_embed"
+        with capture(self.model, [last, embed]) as seen:
+            self._forward(batch)
+        off = _relative(self._project(seen[last], batch), seen[embed])
+        if not off <= _AGREEMENT.get(seen[embed].dtype, _HALF_AGREEMENT):
+            raise ConfigError(
+                f"{self._title} does not make {embed} of its last block as nb_sae reads it (relative difference "
+                f"{off:.1g}): norm, pooling, projection. Capture {embed} itself; the lens does not apply."
+            )
+        self._proved_projection = True
 
     def _probe(self) -> Tensor:
         return self.model.probe_batch(self.tower)
