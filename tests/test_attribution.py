@@ -125,7 +125,7 @@ def test_the_path_is_complete_in_every_family(kind):
     lm = load_lm(lively((PRE_NORM | ENCODERS)[kind]()), context_tokens=12, name=kind)
     dictionary = random_dictionary(32, 64, layer_sites(lm, "residual")[1])
     metric = lambda logits: logits[-1].log_softmax(-1)[5]  # noqa: E731
-    path = attribute(lm, dictionary, prompts(2, 7, 50), metric, method="integrated", steps=24)
+    path = attribute(lm, dictionary, prompts(2, 7, 50), metric, method="integrated", steps=12)
     gain = path.about["value"] - path.about["none"]
     assert abs(path.about["gap"]) < 2e-3 * max(abs(gain), 0.1)
     assert path.latents["attribution"].abs().sum() > 0.01
@@ -139,7 +139,7 @@ def test_the_path_is_complete_in_every_build_of_clip(build):
     for tower, given in (("image", pixels), ("text", ["ab", "cde"])):
         site = layer_sites(clip, "residual", tower=tower)[1]
         dictionary = random_dictionary(clip.site(site, tower).width, 96, site)
-        path = attribute(clip, dictionary, given, cosine_to(target), method="integrated", steps=24)
+        path = attribute(clip, dictionary, given, cosine_to(target), method="integrated", steps=12)
         assert abs(path.about["gap"]) < 1e-3
         assert path.latents["attribution"].abs().sum() > 0.01
 
@@ -219,7 +219,7 @@ def test_batches_and_padding_change_nothing(lm):
 def test_a_clip_is_explained_by_its_cosine_to_a_text(clip, pictures, site):
     dictionary = random_dictionary(128, 64, site)
     metric = cosine_to("a man with eyeglasses")
-    path = attribute(clip, dictionary, pictures, metric, method="integrated", batch=2, steps=32)
+    path = attribute(clip, dictionary, pictures, metric, method="integrated", batch=2)
     pictured = clip.encode_image(pictures, normalize=True) @ clip.encode_text("a man with eyeglasses", True)[0]
     assert path.about["value"] == pytest.approx(float(pictured.sum()), abs=1e-5)
     assert abs(path.about["gap"]) < 1e-3
@@ -325,6 +325,20 @@ def test_mean_fill_puts_latents_at_their_mean():
     curve = found.faithfulness([1], fill="mean", orders=1)
     expected = (one - nothing) / (found.about["value"] - nothing)
     assert curve["recovered"][0] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("site", ["gpt_neox.layers.1", BLOCK])
+def test_a_steered_model_is_explained_as_it_is(lm, site):
+    dictionary = random_dictionary(192, 256, BLOCK)
+    ids = lm.preprocessor()(TEXT).tensor[:, :10]
+    with ns.intervene(lm, random_dictionary(192, 256, site).steer(7, add=20.0)):
+        found = attribute(lm, dictionary, ids, log_prob(20))
+        with torch.no_grad():
+            steered = float(lm.module(ids).logits[0, -1].log_softmax(-1)[20])
+    assert found.about["value"] == pytest.approx(steered, abs=1e-5)
+    assert abs(steered - attribute(lm, dictionary, ids, log_prob(20)).about["value"]) > 0.05
+    if site == BLOCK:
+        assert found.latents.filter(pl.col("latent") == 7)["rows"][0] == 10
 
 
 def test_the_model_is_left_as_it_was(lm):
