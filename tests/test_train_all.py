@@ -344,6 +344,40 @@ def test_a_site_that_fails_drops_out_and_the_others_end():
     assert trainings.run(progress=False).finished
 
 
+@pytest.mark.filterwarnings("ignore:The training of")
+def test_a_failed_site_that_was_put_away_is_never_begun_anew(tmp_path, every_step):
+    def given():
+        return stores() | {"blocks.1": Broken.from_tensor(rows(seed=2), site="blocks.1")}
+
+    one_by_one = {"memory_bytes": int(1.4 * train()["blocks.0"].needed_bytes())}
+    trainings = train(given(), **one_by_one)
+    assert trainings["blocks.1"].session is None
+    for _ in range(2):
+        assert trainings.frame.filter(pl.col("state") == "failed").select("site", "step").rows() == [("blocks.1", 5)]
+        trainings.run(progress=False)
+    lines = []
+    settings = {"path": tmp_path, "save_every_rows": 96, "on_log": lines.append, **one_by_one}
+    saved = train(given(), **settings)
+    lines.clear()
+    saved.run(progress=False)
+    assert [line["step"] for line in lines] == [4, 5]
+    assert saved["blocks.1"].state == "failed"
+
+
+def test_continuing_counts_what_is_held_already_as_room(monkeypatch, every_step):
+    """Without a stated budget: what stopped trainings hold is no longer free, and is theirs."""
+    need = train()["blocks.0"].needed_bytes()
+    free = [5 * need]
+    monkeypatch.setattr(many, "free_bytes", lambda device: free[0])
+    counts = open_at_once(monkeypatch)
+    trainings = train(on_log=interrupt_at("blocks.2", 3))
+    assert max(counts) == 3
+    counts.clear()
+    free[0] = 2 * need
+    trainings.run(progress=False)
+    assert max(counts) == 3
+
+
 def test_an_error_of_the_users_own_function_comes_out_and_the_others_are_saved(tmp_path, every_step):
     def on_log(line):
         if (line["site"], line["step"]) == ("blocks.1", 4):

@@ -156,7 +156,7 @@ class Trainings(Mapping[str, SiteTraining]):
         Raises:
             NotEnoughMemoryError: one site alone needs more than `memory_bytes`.
         """
-        todo = [one for one in self._sites.values() if not one.finished]
+        todo = [one for one in self._sites.values() if one.can_go_on]
         # What was stopped holds memory already, so it is first.
         todo.sort(key=lambda one: one.session is None)
         self.stopped_early = False
@@ -190,7 +190,8 @@ class _Run:
     def __init__(self, trainings: Trainings, todo: list[SiteTraining]) -> None:
         self.trainings, self.waiting = trainings, todo
         self.device = todo[0].device
-        self.limit = _limit(trainings.memory_bytes, self.device)
+        held = sum(one.held_bytes() for one in trainings.values())
+        self.limit = _limit(trainings.memory_bytes, self.device, held)
         self.lanes: list[_Lane] = []
         for one in todo:
             if self.limit is not None and one.needed_bytes() > self.limit:
@@ -338,10 +339,11 @@ class _Lane:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
-def _limit(memory_bytes: int | None, device: torch.device) -> int | None:
+def _limit(memory_bytes: int | None, device: torch.device, held: int) -> int | None:
+    """Bytes for all that trains and waits to go on; `held` of them are taken already."""
     if memory_bytes is not None:
         if memory_bytes < 1:
             raise ConfigError(f"memory_bytes={memory_bytes} holds nothing. Leave it out for {MEMORY_SHARE:.0%}.")
         return memory_bytes
     free = free_bytes(device)
-    return None if free is None else int(MEMORY_SHARE * free)
+    return None if free is None else int(MEMORY_SHARE * (free + held))

@@ -106,6 +106,11 @@ class SiteTraining:
         return self.session.finished if self.session is not None else self.step >= self.train.steps
 
     @property
+    def can_go_on(self) -> bool:
+        """Whether a run takes it further: not done, and not put away after a failure that nothing was saved of."""
+        return not self.finished and (self.session is not None or self._saved or not self.step)
+
+    @property
     def state(self) -> State:
         """In one word."""
         if self._running is not None:
@@ -194,9 +199,9 @@ class SiteTraining:
                 if self.session is not None and error is None:
                     self.session.stopped_early = not self.session.finished
                 running.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
-                self._saved = self._saved or self.folder is not None
             except Exception as raised:
                 error = raised
+            self._saved = self.folder is not None and (self.folder / checkpoint.HEADER).exists()
         if error is None:
             return
         if not isinstance(error, NbSaeError):
