@@ -142,7 +142,7 @@ def _nulls(edges: pl.DataFrame, d_sae: int) -> pl.DataFrame:
 
 
 def fake_tree(d_sae: int = 60) -> pl.DataFrame:
-    """A latent's parents are one or two levels above it: 0 … 3, then 4 … 15, then the others."""
+    """A latent's parent is a level above it: 0 … 3, then 4 … 15, then the others; 17 is a child of 3 as well."""
     lines = []
     for child in range(4, d_sae):
         parent, level = (child % 4, 1) if child < 16 else (4 + child % 12, 2)
@@ -150,4 +150,6 @@ def fake_tree(d_sae: int = 60) -> pl.DataFrame:
         lines.append(
             (parent, child, level - 1, level, 40 + child, 0.9 - 0.005 * child % 0.3, base, 0.9 / base, 1e-6, 1e-4)
         )
+    if d_sae > 17:
+        lines.append((3, 17, 0, 2, 30, 0.6, 0.1, 6.0, 1e-6, 1e-4))
     return pl.DataFrame(lines, schema=schema.TREE, orient="row")

@@ -446,14 +446,14 @@ def test_bad_arguments_name_what_was_given_and_what_to_do(flow, arguments, said)
 
 
 def fixture() -> dict:
-    flow = fake_flow(3, 16, top=3, seed=2)
+    flow = fake_flow(3, 20, top=3, seed=2)
     site = flow.sites[2]
     held = {
-        site: fake_analysis("patches", d_sae=16, inputs=6, top=3, interval=1, hostile=True, pictures=False),
-        flow.sites[5]: fake_analysis("text", d_sae=16, inputs=6, top=3, interval=1, hostile=True),
+        site: fake_analysis("patches", d_sae=20, inputs=6, top=3, interval=1, hostile=True, pictures=False),
+        flow.sites[5]: fake_analysis("text", d_sae=20, inputs=6, top=3, interval=1, hostile=True),
     }
     names = {site: {1: HOSTILE[0], 2: "hat", 3: "striped hat"}}
-    dashboard = FlowDashboard(flow, held, names=names, tree={site: fake_tree(16)}, steer=steer, start=(site, 1))
+    dashboard = FlowDashboard(flow, held, names=names, tree={site: fake_tree(20)}, steer=steer, start=(site, 1))
     chosen = {"site": site, "latent": 1}
     asked = {
         "page": dashboard._answer({"id": 1, "kind": "page", **chosen, "lanes": ["residual"]}),

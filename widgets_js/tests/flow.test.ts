@@ -262,12 +262,25 @@ describe("a saved view", () => {
     expect(find('[role=treeitem][aria-selected="true"]')?.getAttribute("aria-expanded")).toBe("false");
   });
 
+  it("hangs a child on its nearest parent and names the others", async () => {
+    const { model, find, all, tab, wait } = open();
+    await wait();
+    tab("Levels");
+    model.set("latent", 17);
+    await wait();
+    expect(all('[data-latent="17"]').length).toBe(1);
+    expect(find('[data-latent="9"] [data-latent="17"]')).not.toBeNull();
+    expect(find(".nbs-lower:not([hidden])")?.textContent).toContain(
+      "Also a child of striped hat (active with it 60.0 %",
+    );
+  });
+
   it("twins the graph with a table whose rows choose", async () => {
     const { model, find, all, tab, wait } = open();
     await wait();
     tab("Table");
     await wait();
-    expect(find(".nbs-lower:not([hidden])")?.textContent).toMatch(/\d+ of 160 latents are shown/);
+    expect(find(".nbs-lower:not([hidden])")?.textContent).toMatch(/\d+ of 200 latents are shown/);
     const row = all(".nbs-row")[1];
     row?.click();
     await wait();
