@@ -10,7 +10,7 @@ from linear_toy import HALF, WIDTH, LinearResidual, linear_lm, rotated, token_id
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, HookError
-from nb_sae.flow.deactivation import deactivate, scaling
+from nb_sae.flow.deactivation import deactivate, scaling, sign_test
 from nb_sae.flow.schema import DEACTIVATION
 
 SITES = ("layers.0", "layers.1")
@@ -113,6 +113,32 @@ def test_five_predecessors_together_account_for_what_each_does_a_part_of():
     assert len(drawn) > 2
     with pytest.raises(ConfigError, match="keeps 1 of latent 7"):
         run(flow, dictionaries, model, latents=[7], how="top5")
+
+
+def test_predecessors_are_compared_with_the_controls_of_the_same_latent():
+    line = run(*world(), latents=range(WIDTH), controls=2).against_control().row(0, named=True)
+    assert (line["how"], line["latents"], line["change"], line["control"]) == ("top1", WIDTH, 1.0, 0.0)
+    assert line["p"] == pytest.approx(2 / 2**WIDTH)
+    shown = repr(run(*world(), latents=[2, 3], controls=1))
+    assert shown == "Deactivation('layers.1', 2 latents; change top1 r=0: +1.00, control r=0: +0.00)"
+
+
+def test_sign_test_equals_scipy():
+    from scipy.stats import binomtest
+
+    for above, below in ((0, 0), (5, 0), (3, 3), (4, 9), (20, 2)):
+        expected = binomtest(above, above + below).pvalue if above + below else 1.0
+        assert sign_test(above, below) == pytest.approx(expected)
+
+
+def test_factor_one_keeps_every_bit_of_a_half_precision_model():
+    flow, dictionaries, _ = world(rotated())
+    model = ns.load_lm(LinearResidual(rotated()), dtype="bf16", context_tokens=16)
+    frame = run(flow, dictionaries, model, latents=range(WIDTH), factor=1.0, loss=True, controls=1).frame
+    assert set(frame["change"].drop_nulls().to_list()) == {0.0}
+    assert set(frame["loss"].to_list()) == {0.0}
+    gone = run(flow, dictionaries, model, latents=[3]).frame
+    assert gone["change"][0] == pytest.approx(1, abs=0.02)
 
 
 def test_loss_is_that_of_the_model_with_the_edit():

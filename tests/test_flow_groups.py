@@ -61,6 +61,17 @@ def test_counts_do_not_depend_on_how_the_rows_are_cut():
         assert cut.frame.equals(whole.frame)
 
 
+def test_rows_are_read_a_chunk_at_a_time(monkeypatch):
+    from nb_sae.store.view import StoredRows
+
+    flow, dictionaries, stores, _ = world(2_000)
+    read, whole = [], StoredRows.__getitem__
+    monkeypatch.setattr(StoredRows, "__getitem__", lambda self, rows: read.append(whole(self, rows)) or read[-1])
+    activation_groups(flow, dictionaries, stores, chunk_rows=128, progress=False)
+    assert max(len(rows) for rows in read) == 128
+    assert sum(len(rows) for rows in read) == 4 * 2_000, "every site is read once"
+
+
 def test_expected_shares_are_what_a_shuffled_latent_shows():
     flow, dictionaries, stores, _ = world(20_000, shuffled=True)
     frame = activation_groups(flow, dictionaries, stores, progress=False).frame.drop_nulls("share")

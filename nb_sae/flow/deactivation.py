@@ -64,8 +64,30 @@ class Deactivation:
         )
         return agg.sort(["source_site", "factor", "how"])
 
+    def against_control(self) -> pl.DataFrame:
+        """`source_site, how, factor, latents, change, control, p`: paired over latents that have both.
+
+        `p` is that of the two-sided sign test: as many latents above the mean of their own controls by chance.
+        """
+        keys = ["source_site", "latent", "factor"]
+        measured = self.frame.drop_nulls("change")
+        rest = measured.filter(pl.col("how") == "control").group_by(keys).agg(control=pl.col("change").mean())
+        both = measured.filter(pl.col("how") != "control").join(rest, on=keys)
+        above, below = (both["change"] > both["control"]), (both["change"] < both["control"])
+        groups = both.with_columns(above=above, below=below).group_by(
+            "source_site", "how", "factor", maintain_order=True
+        )
+        found = groups.agg(
+            pl.len().alias("latents"), pl.col("change", "control").mean(), pl.col("above", "below").sum()
+        )
+        p = [sign_test(one, other) for one, other in found.select("above", "below").iter_rows()]
+        return found.drop("above", "below").with_columns(pl.Series("p", p, dtype=pl.Float64))
+
     def __repr__(self) -> str:
-        lines = self.summary().select("how", "factor", "change").iter_rows()
+        means = (
+            self.frame.drop_nulls("change").group_by("how", "factor", maintain_order=True).agg(pl.col("change").mean())
+        )
+        lines = means.iter_rows()
         shown = ", ".join(f"{how} r={factor:g}: {change:+.2f}" for how, factor, change in lines)
         return (
             f"Deactivation({self.about['site']!r}, {len(self.about['latents'])} latents; change {shown or 'of none'})"
@@ -369,6 +391,12 @@ def scaling(
         return flat.reshape(now.shape)
 
     return Edit(site, apply, f"scale {factor:g} on latent {', '.join(map(str, latents))}")
+
+
+def sign_test(above: int, below: int) -> float:
+    """Two-sided p-value of so many signs by chance; equal pairs say nothing and are not counted."""
+    n, fewer = above + below, min(above, below)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
 
 def _flat(rows: Tensor) -> Float[Tensor, "rows width"]:
