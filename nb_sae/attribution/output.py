@@ -116,7 +116,9 @@ def attribute(
     "gradient" takes z_i D_i·∂m/∂x̂ in one backward pass: exact where the output is linear in the rows, else the first
     order. "integrated" takes the mean of that gradient along the path from z = 0 to z, all latents of all tokens
     together: the sum over latents is m(all) − m(none), within `about["gap"]`. "ablation" is m(all) less m without
-    latent i, by one forward pass per latent: exact for each latent alone, while their sum is nothing in particular.
+    latent i, by one forward pass per latent: exact for each latent alone, while their sum is nothing in particular. The
+    path is for sharing out what all latents do; to rank single ones the gradient is as good or better
+    (`benchmarks/attribution.py`).
 
     The reconstruction error stays in the model unless `keep_error` is False (then x̂ takes the place of x). Its share is
     its own line: (x − x̂)·∂m/∂x, in "integrated" with the mean gradient and outside of the sum, in "ablation"
