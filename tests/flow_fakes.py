@@ -21,7 +21,7 @@ class FakeFlow:
     latents: pl.DataFrame
     nulls: pl.DataFrame
     sites: list[str]
-    about: dict = field(default_factory=lambda: {"rule": "cosine", "title": "Planted flow"})
+    about: dict = field(default_factory=lambda: {"rule": "cosine", "title": "Planted flow", "left_out": []})
     carried: np.ndarray = field(default_factory=lambda: np.zeros(0))
     """(layers, latents): number of each carried feature in each residual site, -1 before it is born."""
 

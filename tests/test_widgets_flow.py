@@ -447,6 +447,7 @@ def test_bad_arguments_name_what_was_given_and_what_to_do(flow, arguments, said)
 
 def fixture() -> dict:
     flow = fake_flow(3, 20, top=3, seed=2)
+    flow.about["left_out"] = [HOSTILE[1]]
     site = flow.sites[2]
     held = {
         site: fake_analysis("patches", d_sae=20, inputs=6, top=3, interval=1, hostile=True, pictures=False),

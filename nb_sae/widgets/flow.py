@@ -177,6 +177,7 @@ class FlowDashboard(Dashboard):
             "version": wire.WIRE_VERSION,
             "title": wire.clean_text(given.get("title") or "Feature flow"),
             "rule": wire.clean_text(given.get("rule") or "cosine"),
+            "left_out": [wire.clean_text(one) for one in given.get("left_out") or ()],
             "latents": self.index.size,
             "edges": int(flow.edges.height),
             "shown": SHOWN,

@@ -60,12 +60,12 @@ export default dashboard((model, el, life) => {
     "aria-label": "Flow dashboard",
   });
   const status = h("span", { class: "nbs-status", role: "status" });
-  const facts = `${count(flow.sites.length)} sites · ${count(about.latents)} latents · ${count(about.edges)} edges by ${visible(about.rule)}`;
+  const facts = `${count(flow.sites.length)} sites · ${count(about.latents)} latents · ${count(about.edges)} edges by ${visible(about.rule)}${about.left_out.map((one) => ` · left out: ${visible(one)}`).join("")}`;
   const bar = h(
     "div",
     { class: "nbs-top" },
     bdi(visible(about.title), "nbs-what"),
-    h("span", { class: "nbs-site" }, facts),
+    h("span", { class: "nbs-site", title: facts }, facts),
   );
   bar.append(status);
   const tools = h("div", { class: "nbs-controls nbs-tabs" });

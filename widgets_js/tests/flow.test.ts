@@ -180,6 +180,7 @@ describe("a saved view", () => {
     expect(find("h3")?.textContent).toContain("<img src=x");
     expect(el.querySelectorAll("script, [onerror], a, iframe").length).toBe(0);
     expect(find(".nbs-status")?.textContent).toBe("saved view");
+    expect(find(".nbs-top")?.textContent).toContain("left out: </script>");
     expect(find(".nbs-scores")?.textContent).toContain("carried");
     expect(all(".nbs-link").length).toBe(chainOf(read().flow, keyOf(2, 1)).length);
   });

@@ -27,6 +27,8 @@ export interface SiteAbout {
 export interface About {
   title: string;
   rule: string;
+  /** Pairs of sites that were not matched, and why. */
+  left_out: string[];
   latents: number;
   edges: number;
   /** Latents of a site that a page shows at most. */
