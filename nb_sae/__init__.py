@@ -86,6 +86,11 @@ _HOME = {
     "neuron_lens": "nb_sae.attribution.neurons:neuron_lens",
     "vision_lens": "nb_sae.attribution.vision_lens:vision_lens",
     "reader": "nb_sae.analysis.reading:reader",
+    "neuron_agreement": "nb_sae.attribution.neurons:neuron_agreement",
+    "VisionLens": "nb_sae.attribution.vision_lens:VisionLens",
+    "ConceptFlow": "nb_sae.flow.concept_flow:ConceptFlow",
+    "Attribution": "nb_sae.attribution.output:Attribution",
+    "DirectAttribution": "nb_sae.attribution.direct:DirectAttribution",
     "FeatureDashboard": "nb_sae.widgets.feature:FeatureDashboard",
     "ConceptDashboard": "nb_sae.widgets.concept:ConceptDashboard",
     "BiasDashboard": "nb_sae.widgets.bias:BiasDashboard",
@@ -111,9 +116,12 @@ if TYPE_CHECKING:
     from nb_sae.analysis.scan import analyze_all as analyze_all
     from nb_sae.analysis.scan import analyze_part as analyze_part
     from nb_sae.analysis.scan import merge_analyses as merge_analyses
+    from nb_sae.attribution.direct import DirectAttribution as DirectAttribution
     from nb_sae.attribution.direct import direct_attribution as direct_attribution
     from nb_sae.attribution.heads import head_weights as head_weights
+    from nb_sae.attribution.neurons import neuron_agreement as neuron_agreement
     from nb_sae.attribution.neurons import neuron_lens as neuron_lens
+    from nb_sae.attribution.output import Attribution as Attribution
     from nb_sae.attribution.output import attribute as attribute
     from nb_sae.attribution.output_metrics import cosine_to as cosine_to
     from nb_sae.attribution.output_metrics import log_prob as log_prob
@@ -121,6 +129,7 @@ if TYPE_CHECKING:
     from nb_sae.attribution.output_metrics import logit_difference as logit_difference
     from nb_sae.attribution.patterns import head_scores as head_scores
     from nb_sae.attribution.patterns import induction_curve as induction_curve
+    from nb_sae.attribution.vision_lens import VisionLens as VisionLens
     from nb_sae.attribution.vision_lens import vision_lens as vision_lens
     from nb_sae.concepts.bias.making import bias_report as bias_report
     from nb_sae.concepts.bias.report import BiasReport as BiasReport
@@ -143,6 +152,7 @@ if TYPE_CHECKING:
     from nb_sae.diagnosis import doctor as doctor
     from nb_sae.flow.chain_effect import chain_effect as chain_effect
     from nb_sae.flow.chain_steering import steer_chain as steer_chain
+    from nb_sae.flow.concept_flow import ConceptFlow as ConceptFlow
     from nb_sae.flow.concept_flow import concept_flow as concept_flow
     from nb_sae.flow.deactivation import deactivate as deactivate
     from nb_sae.flow.flow import FeatureFlow as FeatureFlow
