@@ -4,7 +4,7 @@ import { h } from "../../core/dom";
 import { csv, save } from "../../core/download";
 import { count, sig3 } from "../../core/format";
 import { VirtualList } from "../../core/list";
-import { described } from "./graph";
+import { described } from "./marks";
 import { note, type Panel, shown } from "./shared";
 import { KINDS, type Node, SCORES } from "./tables";
 
