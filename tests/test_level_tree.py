@@ -91,7 +91,26 @@ def test_rows_of_one_input_count_once():
     assert once.about["rows"] == inputs
     assert once.about["which"] == "one per input"
     assert once.frame.height <= 2
-    assert level_tree(dictionary, store, which="all").frame.height > 10
+    everything = level_tree(dictionary, store, which="all")
+    assert everything.frame.height > 10
+    assert everything.found_null > everything.frame.height / 3, "and the null says that it is chance"
+    assert everything.about["null"] == "shifted by half of the rows"
+
+
+def test_true_parents_stand_above_the_shifted_null():
+    """Contexts of eight rows in which a parent, where it is active at all, stays active."""
+    contexts, length = 900, 8
+    generator = torch.Generator().manual_seed(4)
+    active = torch.rand(contexts, 1, F, generator=generator).expand(-1, length, -1) < 0.3
+    active = (active & (torch.rand(contexts, length, F, generator=generator) < 0.5)).flatten(0, 1)
+    for child, parent in PARENT.items():
+        active[:, child] &= active[:, parent]
+    rows = pl.DataFrame(
+        {"input_id": [i // length for i in range(len(active))], "token": [i % length for i in range(len(active))]}
+    )
+    tree = level_tree(dictionary_of(widths=WIDTHS), store_of(active.float(), "site", rows=rows), which="all")
+    assert pairs_of(tree) == TRUE
+    assert tree.found_null == 0
 
 
 def test_a_row_of_each_input_is_drawn_anew_with_each_seed():

@@ -35,7 +35,9 @@ class LevelTree:
     levels: pl.DataFrame
     """`latent, level, rows`: the latents that were compared, and on how many of the compared rows each is active."""
     found_null: int
-    """Pairs found when the activity of every child is shuffled over the rows."""
+    """Pairs found where there are none, see `about["null"]`: when the activity of every child is shuffled over the
+    rows; of "all" rows of texts or pictures, when it is shifted by half of the rows, so that what follows from
+    neighbouring rows being alike is found by chance too."""
     tested: int
     """Pairs that were tested."""
     about: Mapping[str, Any]
@@ -81,9 +83,9 @@ def level_tree(
         store: Rows of its site.
         analysis: Where the levels are read; None: one more pass over the rows finds them.
         latents: Only these; None: of those active on `min_child_rows` rows or more, the `MOST_LATENTS` most active.
-        which: Rows that are compared. "one per input": a row of each input by chance, so that rows are independent.
-            "all": every row, which makes p-values too small where the rows of an input go together. None: "all" of a
-            site with one row per input, else "one per input".
+        which: Rows that are compared. "one per input": a row of each input by chance, so that rows are independent; it
+            takes thousands of inputs. "all": every row, which makes p-values too small where the rows of an input go
+            together: compare with `found_null`. None: "all" of a site with one row per input, else "one per input".
         at_least: Least P(parent active | child active).
         min_child_rows: Children active on fewer of the compared rows are not tested.
         fdr: Expected share of wrong pairs among those found.
@@ -107,27 +109,31 @@ def level_tree(
     dictionary.check(store)
     known = _levels(dictionary, store, analysis)
     chosen = _chosen(known, latents, min_child_rows)
-    independent = which or ("all" if _one_row_each(store) else "one per input")
-    numbers = np.arange(len(store)) if independent == "all" else _one_per_input(store, seed)
+    which = which or ("all" if _one_row_each(store) else "one per input")
+    numbers = np.arange(len(store)) if which == "all" else _one_per_input(store, seed)
     counts = _counted(dictionary, store, numbers, chosen, k)
+    shifted = None
+    if which == "all" and not _one_row_each(store):
+        shifted = _shifted(dictionary, store, counts, k)
     level = known["level"].to_numpy()[counts.latents.numpy()]
     found, found_null, tested = [], 0, 0
     for child_level in sorted({*level.tolist()})[1:]:
         coarser, these = (
             counts.latents[torch.from_numpy(mask)] for mask in (level < child_level, level == child_level)
         )
-        one = parent_child(
-            counts, parents=coarser.tolist(), children=these.tolist(), at_least=at_least,
-            min_child_rows=min_child_rows, fdr=fdr, seed=seed,
-        )  # fmt: skip
+        asked: dict[str, Any] = {"parents": coarser.tolist(), "children": these.tolist(), "at_least": at_least}
+        asked |= {"min_child_rows": min_child_rows, "fdr": fdr, "seed": seed}
+        one = parent_child(counts, **asked)
         found.append(one.pairs)
-        found_null, tested = found_null + one.found_null, tested + one.tested
+        found_null += one.found_null if shifted is None else parent_child(shifted, **asked).pairs.height
+        tested += one.tested
     levels = pl.DataFrame(
         {"latent": counts.latents.numpy(), "level": level, "rows": counts.active.numpy()}, schema_overrides=LEVELS
     )
     about = {
         "rows": counts.rows,
-        "which": independent,
+        "which": which,
+        "null": "shuffled" if shifted is None else "shifted by half of the rows",
         "budgets": list(dictionary.budgets or ()),
         "widths": list(dictionary.widths or ()),
         "latents_left_out": dictionary.d_sae - levels.height,
@@ -176,6 +182,25 @@ def _counted(
     for first in range(block, len(numbers), block):
         total.both.add_(co_activity(dictionary, store[numbers[first : first + block]], k=k, latents=latents).both)
     return CoActivity(total.both, total.latents, len(numbers))
+
+
+def _shifted(dictionary: Dictionary, store: StoredRows, counts: CoActivity, k: int | None) -> CoActivity:
+    """Rows on which a latent is active and another one is half of all rows later: together by chance alone.
+
+    How often each is active, and how alike neighbouring rows are, stays as it is.
+    """
+    half, rows, latents = len(store) // 2, len(store), counts.latents
+    both = torch.zeros_like(counts.both)
+    block = rows_at_a_time(None, dictionary)
+    for first in range(0, rows, block):
+        here = np.arange(first, min(first + block, rows))
+        active, later = (
+            dictionary.encode(store[numbers].to(dictionary.device), k).cpu()[:, latents] != 0
+            for numbers in (here, (here + half) % rows)
+        )
+        both += (active.float().T @ later.float()).long()
+    both.diagonal().copy_(counts.active)
+    return CoActivity(both, latents, rows)
 
 
 def _tree(found: list[pl.DataFrame], levels: pl.DataFrame) -> pl.DataFrame:
