@@ -97,6 +97,7 @@ FAMILIES: dict[str, dict[tuple[Lane, Point], str]] = {
 """Family → what a place is called there; `{}` is the number of the block."""
 
 SAME: dict[str, dict[Lane, tuple[str, ...]]] = {
+    "transformer_lens": {"residual": ("blocks.{}.hook_normalized_resid_post",)},
     "transformer_bridge": {
         "attention": ("blocks.{}.attn.o.hook_out", "blocks.{}.ln1_post.hook_out"),
         "mlp": ("blocks.{}.mlp.out.hook_out", "blocks.{}.ln2_post.hook_out"),

@@ -59,7 +59,12 @@ def qwen3() -> nn.Module:
 
 def gemma2() -> nn.Module:
     config = transformers.Gemma2Config(
-        **SHAPE, num_key_value_heads=2, head_dim=16, sliding_window=3, final_logit_softcapping=2.0
+        **SHAPE,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=3,
+        final_logit_softcapping=2.0,
+        attn_implementation="eager",  # the other ones leave its softcap out
     )
     return transformers.Gemma2ForCausalLM(config)
 

@@ -62,7 +62,7 @@ class HuggingFaceParts(Parts):
     @property
     def normalises_after(self) -> bool:
         """Whether the blocks normalise the sum and not what they read, as BERT does."""
-        return _post_norm(self._list()[0])
+        return post_norm(self._list()[0])
 
     @property
     def final_norm(self) -> Callable[[Tensor], Tensor] | None:
@@ -145,7 +145,7 @@ class HuggingFaceParts(Parts):
         W_V, b_V = self._values(layer, attention, heads, d_head)
         kv_heads = W_V.shape[0]
         repeat = heads // kv_heads
-        before = None if _post_norm(block) else _child(block, _NORMS_BEFORE)
+        before = None if post_norm(block) else _child(block, _NORMS_BEFORE)
         site = f"{self._stack}.{layer}.{name}"
         after = _child(block, ("post_attention_layernorm",)) if _normalises_attention(block) else None
         return AttentionParts(
@@ -273,7 +273,7 @@ def _normalises_attention(block: nn.Module) -> bool:
     return hasattr(block, "pre_feedforward_layernorm") or hasattr(block, "post_feedforward_layernorm")
 
 
-def _post_norm(block: nn.Module) -> bool:
+def post_norm(block: nn.Module) -> bool:
     """BERT (`intermediate`) and DistilBERT (`sa_layer_norm`) normalise after every addition."""
     return hasattr(block, "intermediate") or hasattr(block, "sa_layer_norm")
 

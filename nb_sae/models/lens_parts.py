@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from nb_sae.errors import ConfigError
 from nb_sae.hooks import hook_points
-from nb_sae.models.hf_parts import masked_head
+from nb_sae.models.hf_parts import masked_head, post_norm
 from nb_sae.models.tower_parts import AttentionParts, BlockParts, Parts
-from nb_sae.models.weights import InFloat, first_argument, float_values, gain
+from nb_sae.models.weights import InFloat, affine, first_argument, float_values, gain
 
 _SITES = {
     "residual": ("hook_resid_post", "hook_out"),
@@ -21,8 +21,12 @@ _SITES = {
     "mlp": ("hook_mlp_out", "mlp.hook_out"),
 }
 """Alias first: where a norm follows the attention or the MLP, it stands for what comes after the norm."""
-_POST_NORM = {**_SITES, "attention": ("attn.o.hook_out", "hook_attn_out")}
-"""In a BERT, `attn.hook_out` is the residual stream after attention and norm; this is what attention adds."""
+_POST_NORM = {
+    "residual": ("hook_normalized_resid_post", *_SITES["residual"]),
+    "attention": ("attn.o.hook_out", "hook_attn_out"),
+    "mlp": _SITES["mlp"],
+}
+"""In a BERT the stream after a block is the normed one; a bridge's `attn.hook_out` is the stream after attention."""
 
 
 class LensParts(Parts):
@@ -53,15 +57,19 @@ class LensParts(Parts):
 
     @property
     def normalises_after(self) -> bool:
-        """Whether it is a BERT, which normalises after every addition; its embedding too, by which it is told."""
-        return hasattr(self._module, "embed_ln")
+        """Whether it is a BERT: a bridge's block is told by the one inside it, HookedEncoder's by its hook."""
+        block = self._module.blocks[0]
+        inside = getattr(block, "original_component", None)
+        return hasattr(block, "hook_normalized_resid_post") or (isinstance(inside, nn.Module) and post_norm(inside))
 
     @property
     def final_norm(self) -> Callable[[Tensor], Tensor] | None:
         """`ln_final`; of a BERT, the transformation in its masked-language-model head."""
         head = masked_head(getattr(self._module, "original_model", None))
-        norm = getattr(self._module, "ln_final", None)
-        return head or (InFloat(norm) if isinstance(norm, nn.Module) else None)
+        last = next(
+            (m for name in ("ln_final", "mlm_head") if (m := getattr(self._module, name, None)) is not None), None
+        )
+        return head or (InFloat(last) if isinstance(last, nn.Module) else None)
 
     @property
     def softcap(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -78,9 +86,14 @@ class LensParts(Parts):
         write = _weight(mlp, "W_out")
         if read is None or write is None or read.ndim != 2:
             return None
-        W_out, after = float_values(write, "W_out"), getattr(self._module.blocks[layer], "ln2_post", None)
-        scale = gain(after, W_out.shape[1]) if isinstance(after, nn.Module) else None
-        return float_values(read, "W_in").T, W_out if scale is None else W_out * scale
+        W_in, W_out = float_values(read, "W_in").T, float_values(write, "W_out")
+        # Bridges of version 3 give the weights as Hugging Face keeps them, the other way round.
+        width = self._module.cfg.d_model if hasattr(self._module, "cfg") else W_in.shape[1]
+        W_in = W_in if W_in.shape[1] == width else W_in.T
+        W_out = W_out if W_out.shape[1] == width else W_out.T
+        after = getattr(self._module.blocks[layer], "ln2_post", None)
+        scale = gain(after, width) if isinstance(after, nn.Module) else None
+        return W_in, W_out if scale is None else W_out * scale
 
     def _read_unembed(self) -> tuple[Tensor, Tensor | None]:
         head = getattr(self._module, "unembed", None)
@@ -93,7 +106,7 @@ class LensParts(Parts):
     def _read_attention(self, layer: int) -> AttentionParts:
         block = self._module.blocks[layer]
         attention = getattr(block, "attn", None)
-        W_V, W_O = _weight(attention, "W_V"), _weight(attention, "W_O")
+        W_V, W_O = _weight(attention, "W_V"), self._output_weight(attention)
         if W_V is None or W_O is None or W_V.ndim != 3 or W_O.ndim != 3:
             raise ConfigError(
                 f"The attention of block {layer} of {self._title} has no W_V and W_O by head. Its sites can be used, "
@@ -120,6 +133,15 @@ class LensParts(Parts):
             norm=before if isinstance(before, nn.Module) else nn.Identity(),
             after=after if isinstance(after, nn.Module) else None,
         )
+
+    def _output_weight(self, attention: Any) -> Tensor | None:
+        """W_O by head; of a bridge from the map inside it, as that of version 3 reads it the wrong way round."""
+        W_O = _weight(attention, "W_O")
+        inside = getattr(getattr(attention, "o", None), "original_component", None)
+        if W_O is None or not isinstance(inside, nn.Module):
+            return W_O
+        weight = affine(self._root, inside)[0].T
+        return weight.reshape(W_O.shape[0], -1, weight.shape[1])
 
     def _listen(self, layer: int, run: dict[str, Tensor]) -> list[Any]:
         attention = self._module.blocks[layer].attn
