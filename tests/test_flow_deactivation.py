@@ -10,7 +10,8 @@ from linear_toy import HALF, WIDTH, LinearResidual, linear_lm, rotated, token_id
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, HookError
-from nb_sae.flow.deactivation import deactivate, scaling, sign_test
+from nb_sae.flow.deactivation import deactivate, sign_test
+from nb_sae.flow.scaling import scaling
 from nb_sae.flow.schema import DEACTIVATION
 
 SITES = ("layers.0", "layers.1")

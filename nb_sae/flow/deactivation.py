@@ -19,6 +19,7 @@ from torch import Tensor
 from nb_sae.errors import ConfigError
 from nb_sae.flow.contexts import Batch, Contexts
 from nb_sae.flow.counting import Counted, count
+from nb_sae.flow.scaling import flat, scaling
 from nb_sae.flow.schema import DEACTIVATION
 from nb_sae.flow.sources import (
     Flow,
@@ -33,8 +34,7 @@ from nb_sae.hooks import capture, intervene
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.controls import matched_latents
 from nb_sae.sae.dictionary import Dictionary
-from nb_sae.sae.edits import activations_of, moved
-from nb_sae.types import Edit
+from nb_sae.sae.edits import activations_of
 
 How = Literal["top1", "top5", "random5", "permutation"]
 TOP = 5
@@ -333,7 +333,7 @@ class _Run:
         dictionary = self.dictionaries[self.site]
         # Both are encoded as the same few rows: another number of rows may give another last digit.
         z_old, z_new = (
-            activations_of(dictionary, _flat(one)[rows.to(one.device)].float(), [trial.latent])[:, 0].double().cpu()
+            activations_of(dictionary, flat(one)[rows.to(one.device)].float(), [trial.latent])[:, 0].double().cpu()
             for one in (old, new)
         )
         kept = z_old > 0
@@ -350,7 +350,7 @@ class _Run:
         return seen, float(losses.nansum()), int((~losses.isnan()).sum())
 
     def _encoded(self, rows: Tensor, site: str) -> Float[Tensor, "rows d_sae"]:
-        return self.dictionaries[site].encode(_flat(rows).float()).cpu()
+        return self.dictionaries[site].encode(flat(rows).float()).cpu()
 
 
 @dataclass(frozen=True)
@@ -360,47 +360,10 @@ class _Source:
     latents: Float[Tensor, "rows d_sae"] = field(repr=False)
 
 
-@torch.no_grad()
-def scaling(
-    dictionary: Dictionary,
-    site: str,
-    x: Float[Tensor, "*rows d_in"],
-    acts: Float[Tensor, "rows m"],
-    latents: Sequence[int],
-    factor: float,
-) -> Edit:
-    """An edit of a batch whose rows are known: a (r − 1) v is added to every row on which one of the latents is active.
-
-    All other rows keep their bits.
-
-    Args:
-        dictionary: Of the site.
-        site: Where.
-        x: The rows of this batch, as the model gives them.
-        acts: Activations of the latents on these rows.
-        latents: Which.
-        factor: r.
-    """
-    hit = (acts > 0).any(1)
-    rows = _flat(x)[hit.to(x.device)]
-    changed = moved(dictionary, rows.float(), latents, (factor - 1) * acts[hit]).to(x.dtype)
-
-    def apply(now: Tensor) -> Tensor:
-        flat = _flat(now).clone()
-        flat[hit.to(now.device)] = changed.to(now.device)
-        return flat.reshape(now.shape)
-
-    return Edit(site, apply, f"scale {factor:g} on latent {', '.join(map(str, latents))}")
-
-
 def sign_test(above: int, below: int) -> float:
     """Two-sided p-value of so many signs by chance; equal pairs say nothing and are not counted."""
     n, fewer = above + below, min(above, below)
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
-
-
-def _flat(rows: Tensor) -> Float[Tensor, "rows width"]:
-    return rows.reshape(-1, rows.shape[-1])
 
 
 def _as_rows(hit: Bool[Tensor, " rows"], source: Tensor, target: Tensor) -> Bool[Tensor, " target_rows"]:
