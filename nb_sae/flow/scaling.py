@@ -39,9 +39,9 @@ def scaling(
     changed = moved(dictionary, rows.float(), latents, (factor - 1) * acts[hit]).to(x.dtype)
 
     def apply(now: Tensor) -> Tensor:
-        flat = flat(now).clone()
-        flat[hit.to(now.device)] = changed.to(now.device)
-        return flat.reshape(now.shape)
+        edited = flat(now).clone()
+        edited[hit.to(now.device)] = changed.to(now.device)
+        return edited.reshape(now.shape)
 
     return Edit(site, apply, f"scale {factor:g} on latent {', '.join(map(str, latents))}")
 
