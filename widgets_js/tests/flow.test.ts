@@ -241,6 +241,11 @@ describe("a saved view", () => {
     await wait();
     expect(model.get("latent")).toBe(3);
     expect(find(".nbs-hits")?.hidden).toBe(true);
+    if (search) search.value = "hat"; // Enter before the list is there
+    search?.dispatchEvent(new Event("input"));
+    press(".nbs-search", "Enter");
+    await wait();
+    expect(model.get("latent")).toBe(2);
   });
 
   it("says that steering needs a kernel, and shows the levels with their null", async () => {

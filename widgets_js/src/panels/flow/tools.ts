@@ -41,6 +41,8 @@ function search(root: HTMLElement, { flow, source, state }: Panel): () => void {
   let found: Node[] = [];
   let at = -1;
   let turn = 0;
+  /** The text that `found` answers. */
+  let answered = "";
   let timer: ReturnType<typeof setTimeout> | undefined;
 
   const close = () => {
@@ -71,7 +73,7 @@ function search(root: HTMLElement, { flow, source, state }: Panel): () => void {
     try {
       const nodes = await source.find(text);
       if (mine !== turn) return;
-      found = nodes;
+      [found, answered] = [nodes, text];
       const rows = nodes.map((node, number) => {
         const where = `${node.name ? `#${node.latent}, ` : ""}${flow.where(node.site)}`;
         const row = h("p", { role: "option", id: `${id}-${number}` }, bdi(flow.title(node.key)), ` ${where}`);
@@ -88,9 +90,16 @@ function search(root: HTMLElement, { flow, source, state }: Panel): () => void {
       mark(0);
     } catch (error) {
       if (mine !== turn) return;
+      [found, answered] = [[], text];
       list.replaceChildren(errorCard("The search failed.", error));
       list.hidden = false;
     }
+  };
+  /** A quick Enter waits for the answer to what was typed. */
+  const enter = async () => {
+    clearTimeout(timer);
+    if (list.hidden || answered !== input.value.trim()) await look();
+    choose(found[Math.max(0, at)]);
   };
   input.addEventListener("input", () => {
     clearTimeout(timer);
@@ -100,7 +109,7 @@ function search(root: HTMLElement, { flow, source, state }: Panel): () => void {
     const moves: Record<string, () => void> = {
       ArrowDown: () => mark(at + 1),
       ArrowUp: () => mark(at - 1),
-      Enter: () => (list.hidden ? void look() : choose(found[at])),
+      Enter: () => void enter(),
       Escape: () => {
         input.value = "";
         close();
