@@ -221,7 +221,9 @@ def fake_read(text: str, latents: Sequence[int]) -> FakeReading:
 @pytest.fixture
 def built(tmp_path_factory, monkeypatch) -> None:
     """The scripts themselves are tested in a browser; where they are not built, any text will do."""
-    names = [f"{stem}.{kind}" for stem in ("feature", "concept", "bias", "attribution", "flow") for kind in ("js", "css")]
+    names = [
+        f"{stem}.{kind}" for stem in ("feature", "concept", "bias", "attribution", "flow") for kind in ("js", "css")
+    ]
     if not all((base.STATIC / name).exists() for name in names):
         static = tmp_path_factory.mktemp("static")
         for name in names:
