@@ -15,7 +15,8 @@ COMPAT := .venv-compat
 # What the oldest versions are tried on: the parts that lean on other packages.
 COMPAT_TESTS := tests/test_widgets.py tests/test_widgets_wire.py tests/test_lm.py tests/test_demo_lm.py tests/test_clip.py \
 	tests/test_hooks.py tests/test_sae.py tests/test_formats.py tests/test_formats_files.py tests/test_store_read.py \
-	tests/test_store_collect.py tests/test_store_models.py tests/test_analysis.py
+	tests/test_store_collect.py tests/test_store_models.py tests/test_analysis.py tests/test_layers.py tests/test_parts.py \
+	tests/test_parts_clip.py tests/test_parts_lens.py tests/test_lm_next_token.py
 TEST_STEPS := lint types contracts js unit notebooks wheel browser
 
 # Tests work without a network; a name that would have to be fetched fails instead of waiting.
