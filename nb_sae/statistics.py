@@ -136,6 +136,28 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
     return min(1.0, front * fraction / a)
 
 
+def one_among_p(above: Float[Array, " lines"], others: Int[Array, " lines"]) -> float:
+    """Two-sided p-value of "in each line one value ranks among its `others` as any of them would".
+
+    Exact: the rank of each line is uniform and the lines are independent, whatever the values are distributed like.
+    With ties, which count half, it is too large rather than too small. A line without others says nothing.
+
+    Args:
+        above: How many of its others each value lies above, those equal to it counting half.
+        others: How many others each line has.
+
+    Source:
+        van Elteren 1960 (stratified Wilcoxon test), with one value against several in each stratum.
+    """
+    others = np.asarray(others, dtype=np.int64)
+    found = round(abs(float((2 * np.asarray(above, float) - others).sum())))
+    chance = np.ones(1)  # of the sums −n, −n + 2, …, n of the lines so far
+    for count in others.tolist():
+        chance = np.convolve(chance, np.full(count + 1, 1 / (count + 1)))
+    sums = np.abs(2 * np.arange(len(chance)) - (len(chance) - 1))
+    return float(min(1.0, chance[sums >= found].sum()))
+
+
 def permutation_p(statistic: float, variance: float, third: float) -> float:
     """Two-sided p-value of a centred statistic from its exact permutation moments.
 

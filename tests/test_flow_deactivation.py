@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -10,9 +11,10 @@ from linear_toy import HALF, WIDTH, LinearResidual, linear_lm, rotated, token_id
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, HookError
-from nb_sae.flow.deactivation import deactivate, sign_test
+from nb_sae.flow.deactivation import Deactivation, deactivate
 from nb_sae.flow.scaling import scaling
 from nb_sae.flow.schema import DEACTIVATION
+from nb_sae.statistics import one_among_p
 
 SITES = ("layers.0", "layers.1")
 
@@ -119,17 +121,40 @@ def test_five_predecessors_together_account_for_what_each_does_a_part_of():
 def test_predecessors_are_compared_with_the_controls_of_the_same_latent():
     line = run(*world(), latents=range(WIDTH), controls=2).against_control().row(0, named=True)
     assert (line["how"], line["latents"], line["change"], line["control"]) == ("top1", WIDTH, 1.0, 0.0)
-    assert line["p"] == pytest.approx(2 / 2**WIDTH)
+    assert line["p"] == pytest.approx(2 / 3**WIDTH)
     shown = repr(run(*world(), latents=[2, 3], controls=1))
     assert shown == "Deactivation('layers.1', 2 latents; change top1 r=0: +1.00, control r=0: +0.00)"
 
 
-def test_sign_test_equals_scipy():
+def test_predecessors_that_are_like_their_controls_are_seldom_found_different():
+    """Changes lie below 1, sometimes far below: against the mean of three controls a sign test finds 12 % at 0.05."""
+    random, wrong, runs = np.random.default_rng(0), 0, 400
+    for _ in range(runs):
+        change = 1 - np.exp(random.normal(size=(20, 4)))
+        lines = [
+            ("b", latent, "a", place, "control" if place else "top1", 0.0, 5, change[latent, place], 0.0, None)
+            for latent in range(20)
+            for place in range(4)
+        ]
+        about = {"site": "b", "latents": list(range(20))}
+        found = Deactivation(pl.DataFrame(lines, schema=DEACTIVATION, orient="row"), about).against_control()
+        wrong += found["p"][0] <= 0.05
+    assert wrong / runs < 0.08
+
+
+def test_the_rank_of_one_among_several_has_exact_chances():
+    assert one_among_p(np.array([3.0]), np.array([3])) == pytest.approx(2 / 4)
+    assert one_among_p(np.array([1.5]), np.array([3])) == 1
+    assert one_among_p(np.zeros(0), np.zeros(0)) == 1
+    ranks = np.array([(a, b, c) for a in range(4) for b in range(3) for c in range(2)])
+    sums = np.abs((2 * ranks - [3, 2, 1]).sum(1))
+    for rank, own in zip(ranks, sums, strict=True):
+        assert one_among_p(rank, np.array([3, 2, 1])) == pytest.approx((sums >= own).mean())
     from scipy.stats import binomtest
 
-    for above, below in ((0, 0), (5, 0), (3, 3), (4, 9), (20, 2)):
-        expected = binomtest(above, above + below).pvalue if above + below else 1.0
-        assert sign_test(above, below) == pytest.approx(expected)
+    for above, below in ((5, 0), (3, 3), (4, 9), (20, 2)):
+        one = np.array([1.0] * above + [0.0] * below)
+        assert one_among_p(one, np.ones_like(one)) == pytest.approx(binomtest(above, above + below).pvalue)
 
 
 def test_factor_one_keeps_every_bit_of_a_half_precision_model():

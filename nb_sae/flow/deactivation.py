@@ -35,6 +35,7 @@ from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.controls import matched_latents
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import activations_of
+from nb_sae.statistics import one_among_p
 
 How = Literal["top1", "top5", "random5", "permutation"]
 TOP = 5
@@ -65,23 +66,28 @@ class Deactivation:
         return agg.sort(["source_site", "factor", "how"])
 
     def against_control(self) -> pl.DataFrame:
-        """`source_site, how, factor, latents, change, control, p`: paired over latents that have both.
+        """`source_site, how, factor, latents, change, control, p`: each latent beside its own controls.
 
-        `p` is that of the two-sided sign test: as many latents above the mean of their own controls by chance.
+        `change` and `control` are means over the latents that have both. `p` is two-sided and exact: a predecessor that
+        is like its controls ranks among them as any of them does (`statistics.one_among_p`).
         """
         keys = ["source_site", "latent", "factor"]
         measured = self.frame.drop_nulls("change")
-        rest = measured.filter(pl.col("how") == "control").group_by(keys).agg(control=pl.col("change").mean())
-        both = measured.filter(pl.col("how") != "control").join(rest, on=keys)
-        above, below = (both["change"] > both["control"]), (both["change"] < both["control"])
-        groups = both.with_columns(above=above, below=below).group_by(
-            "source_site", "how", "factor", maintain_order=True
+        rest = measured.filter(pl.col("how") == "control").group_by(keys).agg(controls="change")
+        both = measured.filter(pl.col("how") != "control").join(rest, on=keys, maintain_order="left")
+        lines = both.with_columns(
+            control=pl.col("controls").list.mean(),
+            others=pl.col("controls").list.len(),
+            above=(
+                (pl.col("change") - pl.col("controls")).list.eval(pl.element().sign()).list.sum()
+                + pl.col("controls").list.len()
+            )
+            / 2,
         )
-        found = groups.agg(
-            pl.len().alias("latents"), pl.col("change", "control").mean(), pl.col("above", "below").sum()
-        )
-        p = [sign_test(one, other) for one, other in found.select("above", "below").iter_rows()]
-        return found.drop("above", "below").with_columns(pl.Series("p", p, dtype=pl.Float64))
+        groups = lines.group_by("source_site", "how", "factor", maintain_order=True)
+        found = groups.agg(pl.len().alias("latents"), pl.col("change", "control").mean(), "above", "others")
+        p = [one_among_p(np.array(a), np.array(n)) for a, n in found.select("above", "others").iter_rows()]
+        return found.drop("above", "others").with_columns(pl.Series("p", p, dtype=pl.Float64))
 
     def __repr__(self) -> str:
         means = (
@@ -358,12 +364,6 @@ class _Source:
     rows: Tensor
     """As the model gives them."""
     latents: Float[Tensor, "rows d_sae"] = field(repr=False)
-
-
-def sign_test(above: int, below: int) -> float:
-    """Two-sided p-value of so many signs by chance; equal pairs say nothing and are not counted."""
-    n, fewer = above + below, min(above, below)
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
 
 
 def _as_rows(hit: Bool[Tensor, " rows"], source: Tensor, target: Tensor) -> Bool[Tensor, " target_rows"]:
