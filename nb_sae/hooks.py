@@ -7,10 +7,9 @@ What a site gives is read as rows, see `nb_sae.hook_rows`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +27,7 @@ from nb_sae.hook_rows import (
     tensor_of,
     to_rows,
 )
+from nb_sae.method_hooks import Handle, hook_method
 from nb_sae.types import Edit
 
 _EMBED_METHODS = {"image_embed": "encode_image", "text_embed": "encode_text"}
@@ -42,12 +42,8 @@ class Spliced(Protocol):
         ...
 
 
-Edits = Edit | Spliced | Sequence[Edit | Spliced] | Mapping[str, Callable[[Tensor], Tensor]]
+Edits = Edit | Spliced | Sequence[Edit | Spliced] | Mapping[str, Callable[[Tensor], Tensor] | Spliced]
 """What `intervene` takes."""
-
-
-class _Handle(Protocol):
-    def remove(self) -> None: ...
 
 
 class _Stop(BaseException):
@@ -186,8 +182,8 @@ def run_to(model: Any, sites: str | Sequence[str], forward: Callable[[], Any]) -
 def intervene(model: Any, edits: Edits) -> Iterator[None]:
     """Replace what the model gives at the edited sites while the block runs.
 
-    Takes an `Edit`, several, a mapping site → function, or a dictionary (`Dictionary`, or anything else with
-    `splice()`), whose reconstruction then stands in for the activations at its site.
+    Takes an `Edit`, a dictionary (`Dictionary`, or anything else with `splice()`), whose reconstruction then stands in
+    for the activations at its site, several of these, or a mapping site → function or dictionary.
 
     The function of an edit gets a copy of the rows, `(batch, token, width)` or `(batch, width)`, in model units, and
     gives rows of the same shape, dtype and device. Several edits of one site apply in the order given. An edit at
@@ -195,6 +191,7 @@ def intervene(model: Any, edits: Edits) -> Iterator[None]:
     ends.
 
     Raises:
+        ConfigError: What is none of these.
         HookError: Unknown site.
         ShapeError: A site gives no rows, or an edit changed shape, dtype or device.
     """
@@ -282,7 +279,7 @@ def _plain(value: Any) -> Any:
 
 
 def _site_list(sites: str | Sequence[str]) -> list[str]:
-    names = [sites] if isinstance(sites, str) else list(dict.fromkeys(sites))
+    names = [sites] if isinstance(sites, str) else list(dict.fromkeys(sites or ()))
     if not names:
         raise ConfigError("No site was given; expected at least one. Choose from model.hook_names().")
     return names
@@ -290,8 +287,15 @@ def _site_list(sites: str | Sequence[str]) -> list[str]:
 
 def _edit_list(edits: Edits) -> list[Edit]:
     if isinstance(edits, Mapping):
-        return [Edit(site, apply) for site, apply in edits.items()]
+        return [_edit_at(site, given) for site, given in edits.items()]
     return [_edit(one) for one in (edits if isinstance(edits, Iterable) else [edits])]
+
+
+def _edit_at(site: str, given: Any) -> Edit:
+    """What stands beside a site in a mapping; a function may be a class or module of its own."""
+    if callable(given) and not hasattr(given, "splice"):
+        return Edit(site, given)
+    return replace(_edit(given), site=site)
 
 
 def _edit(given: Any) -> Edit:
@@ -324,10 +328,10 @@ def _pseudo_sites(model: Any) -> Mapping[str, str]:
     return {site: method for site, method in _EMBED_METHODS.items() if callable(getattr(root, method, None))}
 
 
-def _install(model: Any, site: str, on_output: Callable[[Any], Any]) -> _Handle:
+def _install(model: Any, site: str, on_output: Callable[[Any], Any]) -> Handle:
     method = _pseudo_sites(model).get(site)
     if method is not None:
-        return _hook_method(root_module(model), method, on_output)
+        return hook_method(root_module(model), method, on_output)
     return find_module(model, site).register_forward_hook(_as_hook(on_output))
 
 
@@ -350,52 +354,3 @@ def _watch_batch(root: nn.Module, batches: set[int]) -> Iterator[None]:
         installed.callback(root.register_forward_pre_hook(before, with_kwargs=True).remove)
         installed.callback(root.register_forward_hook(after, always_call=True).remove)
         yield
-
-
-class _MethodHooks:
-    """Stands in for a bound `encode_*` method of one module while somebody listens to what it returns."""
-
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name = module, name
-        self.own = module.__dict__.get(name)
-        self.original = getattr(module, name)
-        self.signature = inspect.signature(self.original)
-        self.listeners: list[Callable[[Any], Any]] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        normalize = bound.arguments.get("normalize", False)
-        if normalize:
-            bound.arguments["normalize"] = False
-        output = self.original(*bound.args, **bound.kwargs)
-        for listener in list(self.listeners):
-            changed = listener(output)
-            output = output if changed is None else changed
-        return nn.functional.normalize(output, dim=-1) if normalize else output
-
-    def remove(self, listener: Callable[[Any], Any]) -> None:
-        if listener in self.listeners:
-            self.listeners.remove(listener)
-        if not self.listeners and self.module.__dict__.get(self.name) is self:
-            delattr(self.module, self.name)
-            if self.own is not None:
-                setattr(self.module, self.name, self.own)
-
-
-@dataclass(frozen=True)
-class _MethodHandle:
-    hooks: _MethodHooks
-    listener: Callable[[Any], Any]
-
-    def remove(self) -> None:
-        self.hooks.remove(self.listener)
-
-
-def _hook_method(module: nn.Module, name: str, listener: Callable[[Any], Any]) -> _MethodHandle:
-    hooks = module.__dict__.get(name)
-    if not isinstance(hooks, _MethodHooks):
-        hooks = _MethodHooks(module, name)
-        setattr(module, name, hooks)
-    hooks.listeners.append(listener)
-    return _MethodHandle(hooks, listener)

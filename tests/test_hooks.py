@@ -355,7 +355,18 @@ def test_what_can_splice_itself_in_is_an_edit(tower):
     assert hook_count(tower) == 0
 
 
-@pytest.mark.parametrize("given", [[torch.zeros_like], torch.zeros_like, "first", 3, [Stand]])
+def test_in_a_mapping_a_dictionary_stands_at_the_site_it_is_named_with(tower):
+    with (
+        intervene(tower, {"second": Stand("first", 2.0)}),
+        capture(tower, ["first", "second"]) as seen,
+        torch.no_grad(),
+    ):
+        tower(batch())
+    assert (seen["second"] == 2).all()
+    assert not (seen["first"] == 2).any()
+
+
+@pytest.mark.parametrize("given", [[torch.zeros_like], torch.zeros_like, "first", 3, [Stand], {"first": 3}])
 def test_something_else_among_the_edits_is_refused(tower, given):
     with pytest.raises(ConfigError, match=r"expected nb_sae\.Edit.* or a Dictionary"), intervene(tower, given):
         pass
