@@ -356,13 +356,10 @@ def test_what_can_splice_itself_in_is_an_edit(tower):
 
 
 def test_in_a_mapping_a_dictionary_stands_at_the_site_it_is_named_with(tower):
-    with (
-        intervene(tower, {"second": Stand("first", 2.0)}),
-        capture(tower, ["first", "second"]) as seen,
-        torch.no_grad(),
-    ):
+    edits = {"block.linear": Stand("first", 2.0)}
+    with intervene(tower, edits), capture(tower, ["first", "block.linear"]) as seen, torch.no_grad():
         tower(batch())
-    assert (seen["second"] == 2).all()
+    assert (seen["block.linear"] == 2).all()
     assert not (seen["first"] == 2).any()
 
 

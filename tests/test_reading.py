@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny_clips import custom, hugging_face_text, siglip, vit
 
 import nb_sae as ns
 from nb_sae.analysis.reading import reader
 from nb_sae.errors import ConfigError, HookError, InputError
+from nb_sae.models.parts import layer_sites
 from nb_sae.widgets.feature import FeatureDashboard
 
 SITE = "gpt_neox.layers.2"
@@ -65,6 +67,32 @@ def test_another_latent_of_the_same_text_costs_no_second_pass(lm, dictionary, mo
     assert len(calls) == 2
 
 
+def test_inside_an_edit_the_edited_model_reads(lm, dictionary):
+    read, latents = reader(lm, dictionary, next_token=False), range(64)
+    plain = read(TEXT, latents).activations
+    with ns.intervene(lm, ns.Edit("gpt_neox.layers.0", lambda x: x * 0.5)):
+        edited = read(TEXT, latents).activations
+        np.testing.assert_array_equal(edited, reader(lm, dictionary, next_token=False)(TEXT, latents).activations)
+    assert np.abs(edited - plain).max() > 0.01
+    np.testing.assert_array_equal(read(TEXT, latents).activations, plain)
+
+
+@pytest.mark.parametrize("build", [vit, custom, siglip, hugging_face_text])
+def test_texts_of_a_clip_are_read_as_they_are_collected(build, monkeypatch, tmp_path):
+    clip = build()
+    monkeypatch.setattr(clip, "token_strings", lambda ids: [str(one) for one in ids])
+    site = next(name for name in reversed(layer_sites(clip, "residual", tower="text")))
+    width = clip.site(site, "text").width
+    W = torch.randn(width, 48, generator=torch.Generator().manual_seed(0))
+    dictionary = ns.Dictionary.from_weights(W, torch.zeros(48), W.T.contiguous(), torch.zeros(width), site=site)
+    texts = ns.texts(["abc"])
+    settings = {"special_tokens": True, "dtype": "float32", "progress": False}
+    store = ns.ActivationStore.collect(clip, texts, site=site, path=tmp_path / "acts", **settings)
+    found = reader(clip, dictionary)("abc", range(48))
+    assert len(found.tokens) == 5  # three letters between two marks
+    np.testing.assert_allclose(found.activations, dictionary.encode(store[: len(store)]), rtol=1e-4, atol=1e-4)
+
+
 def test_the_next_token_effect_is_what_removing_the_latent_changes(lm, dictionary, read):
     acts = dense(lm, dictionary, TEXT)
     latent, silent = int(acts.max(0).argmax()), int((acts.max(0) == 0).argmax())
@@ -105,7 +133,7 @@ def test_texts_that_cannot_be_read_are_refused_with_the_reason(lm, read):
         read("word " * 400, [0])
     with pytest.raises(InputError, match="characters; at most"):
         read("x" * 10_000_000, [0])
-    with pytest.raises(ConfigError, match="Latent 64 is outside"):
+    with pytest.raises(ConfigError, match="no latent 64; this dictionary has 0 … 63"):
         read("a", [64])
 
 

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nb_sae.errors import ConfigError, HookError, InputError, NbSaeError
 from nb_sae.hooks import intervene
+from nb_sae.models.lm import LanguageModel
 from nb_sae.sae.dictionary import Dictionary
+from nb_sae.sae.edits import latent_number, listed
 from nb_sae.types import HookedModel
 
 STRONGEST = 64
@@ -46,32 +48,32 @@ class Reading:
 
 
 class TextReader:
-    """Reads texts; made by `reader`. The last text is kept, so that asking for another latent costs no second pass."""
+    """Reads texts; made by `reader`. The last text is kept, so that asking for another latent costs no second pass.
+
+    Inside `intervene` it is the edited model that reads.
+    """
 
     def __init__(self, model: HookedModel, dictionary: Dictionary, *, site: str, effects: bool) -> None:
         self.model, self.dictionary, self.site, self.effects = model, dictionary, site, effects
         self._prepare = model.preprocessor("text")
         self._kept: _Pass | None = None
 
-    def __call__(self, text: str, latents: Sequence[int]) -> Reading:
+    def __call__(self, text: str, latents: int | Sequence[int]) -> Reading:
         """Activations of some latents on a text.
 
         Raises:
             InputError: no text, an empty one, or more tokens than one context holds.
             ConfigError: no such latent.
         """
-        asked = [int(latent) for latent in latents]
-        wrong = [latent for latent in asked if not 0 <= latent < self.dictionary.d_sae]
-        if wrong:
-            raise ConfigError(f"Latent {wrong[0]} is outside 0 … {self.dictionary.d_sae - 1}. Give latents of it.")
-        kept = self._kept
-        if kept is None or kept.text != text:
-            kept = self._kept = self._run(text)
+        asked = [latent_number(latent, None, self.dictionary.d_sae) for latent in listed(latents)]
+        kept, hooks = self._kept, _hooks_in(self.model.module)
+        if kept is None or kept.text != text or kept.hooks != hooks:
+            kept = self._kept = self._run(text, hooks)
         acts = np.stack([kept.activations(latent) for latent in asked], 1) if asked else np.zeros((len(kept.ids), 0))
         return Reading(kept.tokens, acts.astype(np.float32), kept.strongest(), self._effects(kept, asked, acts))
 
     @torch.no_grad()
-    def _run(self, text: str) -> _Pass:
+    def _run(self, text: str, hooks: tuple[int, ...]) -> _Pass:
         if not isinstance(text, str) or not text.strip():
             raise InputError("The text is empty; expected at least one word. Type some.")
         if len(text) > _READ_CHARS:
@@ -85,11 +87,14 @@ class TextReader:
                 f"The text has {int(keep.sum()):,} tokens, a context of {self.model.name} holds "
                 f"{prepared.tensor.shape[1]:,}. Shorten it, or load the model with a larger context_tokens."
             )
-        batch = prepared.tensor[:, : int(keep[0].nonzero().max()) + 1]
-        rows = self.model.capture_rows(batch, [self.site], "text")[self.site]
+        stop = int(keep[0].nonzero().max()) + 1
+        # A CLIP's text tower wants its own length, and that of SigLIP looks at the padding too.
+        batch = prepared.tensor[:, :stop] if isinstance(self.model, LanguageModel) else prepared.tensor
+        rows = self.model.capture_rows(batch, [self.site], "text")[self.site][:, :stop]
+        batch = batch[:, :stop]
         values, indices = self.dictionary.encode(rows.reshape(-1, rows.shape[-1]).float(), sparse=True)
         tokens = tuple(self.model.token_strings(batch[0].tolist()))
-        return _Pass(text, batch, tokens, values.cpu().numpy(), indices.cpu().numpy())
+        return _Pass(text, hooks, batch, tokens, values.cpu().numpy(), indices.cpu().numpy())
 
     @torch.no_grad()
     def _effects(self, kept: _Pass, latents: list[int], acts: np.ndarray) -> np.ndarray | None:
@@ -117,6 +122,8 @@ class _Pass:
     """What one pass over a text gave."""
 
     text: str
+    hooks: tuple[int, ...]
+    """Those that were in the model."""
     batch: Tensor
     tokens: tuple[str, ...]
     values: np.ndarray
@@ -140,6 +147,11 @@ class _Pass:
         )
         active = frame.filter(pl.col("act") > 0).sort("act", "latent", "token", descending=[True, False, False])
         return active.unique("latent", keep="first", maintain_order=True).head(STRONGEST)
+
+
+def _hooks_in(module: nn.Module) -> tuple[int, ...]:
+    """Numbers of the hooks in a model, which torch gives once each: others, such as an edit, make another model."""
+    return tuple(number for one in module.modules() for number in one._forward_hooks)
 
 
 def reader(
