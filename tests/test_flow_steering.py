@@ -177,6 +177,16 @@ def test_a_chain_moves_its_token_and_control_chains_do_not():
     assert found.generations is None, "token ids are no prompts to continue"
 
 
+def test_a_latent_that_is_turned_off_is_read_downwards():
+    """`set=0` and `scale=0` take away the same, and what they should do is lower the token."""
+    flow, dictionaries, model = toward_target(rotated())
+    ask = {"site": "layers.1", "latent": HALF + 4, "toward": [TARGET], "controls": 19, "mode": "single"}
+    for change in ({"set": 0.0}, {"scale": 0.0}):
+        found = chain_effect(flow, dictionaries, model, token_ids(), **ask, **change).about
+        assert found["effect"] < 0, change
+        assert found["p"] == 1 / 20, change
+
+
 def test_a_token_that_the_chain_has_nothing_to_do_with_is_moved_as_by_chance():
     flow, dictionaries, model = toward_target(rotated())
     ps = []

@@ -131,7 +131,8 @@ def chain_effect(
     ]
     frame = pl.DataFrame(lines, schema=CHAIN_EFFECT, orient="row")
     # A strong push along anything else lowers the log-probability of most tokens: only the direction asked for counts.
-    direction = -1 if strength < (1 if what == "scale" else 0) else 1
+    lowers = strength <= 0 if what == "set" else strength < (1 if what == "scale" else 0)
+    direction = -1 if lowers else 1
     effect, rest = lines[0][5], [line[5] for line in lines[1:]]
     about = {
         "site": site,
