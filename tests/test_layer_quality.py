@@ -13,10 +13,10 @@ from torch.nn import functional as F
 import nb_sae as ns
 from nb_sae import plots
 from nb_sae.errors import ConfigError, HookError, InputError, ShapeError, StoreError, WidgetError
-from nb_sae.flow.contexts import Batch
 from nb_sae.flow.quality import layer_quality
 from nb_sae.flow.recovered import ABLATED, _Splice, recovered
 from nb_sae.flow.schema import LAYER_QUALITY, RECOVERED
+from nb_sae.models.contexts import Batch
 from nb_sae.sae import metrics
 
 WIDTH, VOCABULARY, CONTEXT = 16, 40, 12
@@ -127,7 +127,7 @@ def test_losses_are_those_of_the_models_own_run(lm, ids):
 def test_rows_that_do_not_count_stay_as_they_are():
     counted = torch.tensor([[False, True, True], [False, True, False]])  # BOS first, padding last
     x = gaussian(2, 3, WIDTH).float()
-    batch = Batch(torch.zeros(2, 3, dtype=torch.long), counted)
+    batch = Batch(torch.tensor([[0, 7, 7], [0, 7, -1]]), torch.tensor([[True, False, False]] * 2))
     for one in (ABLATED, None):
         edited = _Splice(SITE, one, constant(torch.zeros(WIDTH)), "zero").edit(batch).apply(x)
         assert torch.equal(edited[~counted], x[~counted])
@@ -141,6 +141,9 @@ def test_special_tokens_are_replaced_only_when_that_is_asked_for(clip):
     kept = recovered(clip, zeros, texts, progress=False)
     assert kept["reason"].to_list() == ["ablating the site does not change the loss, so there is nothing to recover"]
     assert recovered(clip, zeros, texts, special_tokens=True, progress=False)["recovered"].to_list() == [0]
+    # Token ids are the same texts.
+    ids = torch.cat([clip.preprocessor("text")(text).tensor for text in texts])
+    assert recovered(clip, zeros, ids, progress=False).equals(kept)
 
 
 def test_a_site_that_does_nothing_has_no_share_to_recover(lm, ids):

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nb_sae.attribution.batches import TowerModel
 from nb_sae.errors import ConfigError, ShapeError
 from nb_sae.hooks import hook_points
 from nb_sae.layers import place_of
 from nb_sae.models.clip import ClipModel
+from nb_sae.models.contexts import TowerModel
 from nb_sae.models.lm import LanguageModel
 from nb_sae.models.parts import AttentionParts, Parts, parts
 from nb_sae.models.weights import gain

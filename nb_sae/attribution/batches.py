@@ -13,24 +13,13 @@ from torch import Tensor
 from nb_sae.errors import ConfigError, HookError, InputError, ShapeError
 from nb_sae.hook_rows import tensor_of
 from nb_sae.models.clip import ClipModel
+from nb_sae.models.contexts import Batch, TowerModel, special_positions
 from nb_sae.models.lm import LanguageModel
-from nb_sae.models.tokens import PADDING, caption_preprocessor, special_ids
+from nb_sae.models.tokens import PADDING
 from nb_sae.types import Modality, Prepared, Site, Tokens
 
-TowerModel = LanguageModel | ClipModel
 KEPT_BYTES = 2**28
 """Prepared inputs that are kept for the next pass over them: 256 MB, 445 pictures of 224 pixels."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some inputs as the model takes them; input i has one context, so that a token's number is its position."""
-
-    inputs: range
-    given: Tensor
-    """Pixels `(context, 3, h, w)`, or token ids `(context, position)` with −1 on padding."""
-    special: Bool[Tensor, "context position"] | None = None
-    """Positions of special tokens and padding; None: not known."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +30,6 @@ class Tower:
     modality: Modality
     place: Site
     tokens: Tokens
-    special_tokens: bool
     batches: Batches = field(repr=False)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -59,18 +47,11 @@ class Tower:
 
     def counted(self, batch: Batch, shape: Sequence[int]) -> Bool[Tensor, "context token"]:
         """Which rows of the site count; `shape` is what it gives, `(context, token, width)` or `(context, width)`."""
-        mask = torch.ones(shape[0], shape[1] if len(shape) == 3 else 1, dtype=torch.bool)
-        if len(shape) != 3:
-            return mask
-        prefix = self.place.prefix_tokens
-        mask[:, prefix:] = self.tokens != "cls"
-        mask[:, :prefix] = self.tokens != "patches"
-        if self.modality == "text":
-            real = batch.given.cpu() != PADDING
-            if batch.special is not None and not self.special_tokens:
-                real = real & ~batch.special
-            mask[:, : real.shape[1]] &= real
-            mask[:, real.shape[1] :] = False  # what a tower appends to a text, as CoCa's class token, is none of it
+        mask = batch.counted(shape)
+        if len(shape) == 3:
+            prefix = self.place.prefix_tokens
+            mask[:, prefix:] &= self.tokens != "cls"
+            mask[:, :prefix] &= self.tokens != "patches"
         return mask
 
 
@@ -118,19 +99,25 @@ def tower_of(
         raise ConfigError(f"Site {site!r} has one row per input, so tokens={tokens!r} has no meaning. Use 'all'.")
     if tokens == "cls" and not found.prefix_tokens:
         raise ConfigError(f"Site {site!r} has no CLS or other prefix token. Use tokens='all' or 'patches'.")
-    return Tower(model, modality, found, tokens, special_tokens, Batches(model, modality, inputs, batch))
+    batches = Batches(model, modality, inputs, batch, special_tokens=special_tokens)
+    return Tower(model, modality, found, tokens, batches)
 
 
 class Batches(Sequence[Batch]):
     """Inputs of one tower, batch by batch, prepared when they are asked for and kept as far as they are few.
 
+    Input i has one context, so that a token's number is its position.
+
     Arguments and errors are those of `tower_of`.
     """
 
-    def __init__(self, model: TowerModel, modality: Modality, inputs: Any, batch: int) -> None:
+    def __init__(
+        self, model: TowerModel, modality: Modality, inputs: Any, batch: int, *, special_tokens: bool = False
+    ) -> None:
         if batch < 1:
             raise ConfigError(f"batch={batch}: expected at least one context per forward pass.")
         self._model, self._modality, self._batch = model, modality, batch
+        self._special_tokens = special_tokens
         self._inputs = (_tensor if isinstance(inputs, Tensor) else _listed)(model, modality, inputs)
         longest = None if isinstance(model, ClipModel) else model.max_context_tokens or model.context_tokens
         prepared = isinstance(inputs, Tensor)
@@ -166,15 +153,17 @@ class Batches(Sequence[Batch]):
     def _made(self, numbers: range) -> Batch:
         if self._prepare is None:
             given = self._inputs[numbers.start : numbers.stop]
-            return Batch(numbers, given, None if self._modality == "image" else _special(self._model, given))
+            marks = None if self._modality == "image" else special_positions(self._model, given)
+            return Batch(given, marks, self._special_tokens, numbers)
         prepared = [self._one(self._prepare, number) for number in numbers]
         given = torch.cat([one.tensor for one in prepared])
         if self._modality == "image":
-            return Batch(numbers, given)
+            return Batch(given, inputs=numbers)
         # A CLIP's text tower wants its own length; of a language model the longest prompt of the batch sets it.
         stop = int((given != PADDING).sum(-1).max()) if isinstance(self._model, LanguageModel) else given.shape[1]
         marks = [one.special for one in prepared if one.special is not None]
-        return Batch(numbers, given[:, :stop].clone(), torch.cat(marks)[:, :stop].clone() if marks else None)
+        special = torch.cat(marks)[:, :stop].clone() if marks else None
+        return Batch(given[:, :stop].clone(), special, self._special_tokens, numbers)
 
     def _one(self, prepare: Callable[[Any], Prepared], number: int) -> Prepared:
         given = self._inputs[number]
@@ -215,15 +204,6 @@ def _modality(model: TowerModel, site: str) -> tuple[Modality, Site]:
         if "text" not in str(error) or "belongs to the text tower" not in str(error):
             raise
     return "text", model.site(site, "text")
-
-
-def _special(model: TowerModel, ids: Tensor) -> Tensor | None:
-    """Which ids are special to the tokenizer, padding included; None without one."""
-    if model.tokenizer is None:
-        return None
-    clip = isinstance(model, ClipModel)
-    known = caption_preprocessor(model.tokenizer).special_ids if clip else special_ids(model.tokenizer)
-    return torch.isin(ids.cpu(), torch.tensor([PADDING, *sorted(known)]))
 
 
 def _tensor(model: TowerModel, modality: Modality, given: Tensor) -> Tensor:

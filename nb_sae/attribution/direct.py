@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nb_sae.attribution.attention import ReadAttention, read_attention
-from nb_sae.attribution.batches import Batch, Batches
+from nb_sae.attribution.batches import Batches
 from nb_sae.attribution.schema import DIRECT, DIRECT_PRE
 from nb_sae.errors import ConfigError, InputError
+from nb_sae.models.contexts import Batch
 from nb_sae.models.parts import heads_sum
 from nb_sae.models.tokens import PADDING
 from nb_sae.models.tower_parts import AttentionRun

@@ -16,12 +16,13 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from nb_sae.attribution.batches import Batch, Tower, tower_of
+from nb_sae.attribution.batches import Tower, tower_of
 from nb_sae.attribution.faithfulness import faithfulness
 from nb_sae.attribution.output_metrics import Metric, OutputMetric, bound
 from nb_sae.attribution.readout import Code, Readout
 from nb_sae.attribution.schema import ATTRIBUTED, ATTRIBUTED_TOKENS
 from nb_sae.errors import ConfigError
+from nb_sae.models.contexts import Batch
 from nb_sae.models.tokens import PADDING
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import latent_number, listed

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nb_sae.attribution.batches import TowerModel
 from nb_sae.errors import ConfigError, NonFiniteError, ShapeError
 from nb_sae.models.clip import ClipModel
+from nb_sae.models.contexts import TowerModel
 from nb_sae.models.lm import LanguageModel
 from nb_sae.models.tokens import plain_ids
 

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from nb_sae.attribution.batches import Batch, Tower, output_of
+from nb_sae.attribution.batches import Tower, output_of
 from nb_sae.attribution.output_metrics import Metric, one_number
 from nb_sae.errors import ConfigError, NonFiniteError
 from nb_sae.hooks import intervene
+from nb_sae.models.contexts import Batch
 from nb_sae.models.tokens import PADDING
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.kernels.gather import dot_rows, sum_rows

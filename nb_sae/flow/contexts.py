@@ -1,44 +1,24 @@
-"""Inputs as batches of contexts for one tower of a model, with which of their rows count."""
+"""Inputs as batches of contexts for one tower of a model; long texts are cut into several."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
-from nb_sae.errors import ConfigError, InputError, ShapeError
-from nb_sae.models.tokens import PADDING
+from nb_sae.errors import InputError, ShapeError
+from nb_sae.flow.settings import check_whole
+from nb_sae.models.contexts import Batch, special_positions
 from nb_sae.types import Modality
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some contexts as a model takes them."""
-
-    given: Tensor
-    """Pixels `(context, 3, h, w)`, or token ids `(context, position)` with −1 on padding."""
-    counted: Bool[Tensor, "context position"] | None
-    """False on padding and special tokens; None: every row counts."""
-
-    def rows_that_count(self, like: Tensor) -> Bool[Tensor, " rows"]:
-        """For what a site gives, `(context, token, width)` or `(context, width)`: which of its rows count."""
-        mask = torch.ones(like.shape[:-1], dtype=torch.bool)
-        if self.counted is not None and mask.ndim == 2:
-            mask[:] = False  # what a tower appends to the texts, as CoCa's class token, is no token of them
-            mask[:, : self.counted.shape[1]] = self.counted
-        return mask.flatten()
 
 
 class Contexts:
     """Inputs cut into batches, again each time they are iterated; a long text fills several contexts."""
 
     def __init__(self, model: Any, inputs: Any, *, batch: int, special_tokens: bool = False) -> None:
-        if batch < 1:
-            raise ConfigError(f"batch={batch}: expected at least one context per forward pass.")
+        check_whole(1, batch=batch)
         self.model, self.batch, self.special_tokens = model, batch, special_tokens
         self.inputs = [inputs] if isinstance(inputs, str) or not hasattr(inputs, "__len__") else inputs
         if not len(self.inputs):
@@ -51,7 +31,8 @@ class Contexts:
     def __iter__(self) -> Iterator[Batch]:
         if isinstance(self.inputs, Tensor):
             for given in self.inputs.split(self.batch):
-                yield Batch(given, given != PADDING if self.modality == "text" else None)
+                marks = special_positions(self.model, given) if self.modality == "text" else None
+                yield Batch(given, marks, self.special_tokens)
             return
         prepare = self.model.preprocessor(self.modality)
         waiting: list[Any] = []
@@ -71,10 +52,9 @@ class Contexts:
 
     def _batch(self, contexts: list[Any]) -> Batch:
         if self.modality == "image":
-            return Batch(torch.stack(contexts), None)
+            return Batch(torch.stack(contexts))
         ids, special = (torch.stack(part) for part in zip(*contexts, strict=True))
-        real = ids != PADDING
-        return Batch(ids, real if self.special_tokens else real & ~special)
+        return Batch(ids, special, self.special_tokens)
 
     def _modality(self) -> Modality:
         known = getattr(self.inputs, "modality", None)

@@ -16,7 +16,7 @@ from nb_sae.errors import ConfigError
 from nb_sae.flow.contexts import Contexts
 from nb_sae.flow.sources import SourceLane
 from nb_sae.sae.dictionary import Dictionary
-from nb_sae.sae.edits import latent_number
+from nb_sae.sae.edits import latent_number, listed
 
 DRAWN = 20
 """Latents that are watched where none are named."""
@@ -66,7 +66,7 @@ def count(
     if latents is None:
         watched = _drawn(contexts, dictionaries, site, sources, matches, seed)
     else:
-        watched = [latent_number(one, None, d_sae) for one in dict.fromkeys(latents)]
+        watched = [latent_number(one, None, d_sae) for one in dict.fromkeys(listed(latents))]
         if not watched:
             raise ConfigError("latents is empty. Name some, or leave it out to have them drawn.")
     totals: dict[SourceLane, _Total] = {
@@ -131,7 +131,7 @@ def _passes(
     wanted = [*dict.fromkeys(sources.values()), site]
     for given in contexts:
         seen = contexts.model.capture_rows(given.given, wanted, contexts.modality)
-        kept = given.rows_that_count(seen[site])
+        kept = given.counted(seen[site].shape).flatten()
         latents = {one: _latents(dictionaries[one], seen[one], seen[site]) for one in wanted}
         yield latents[site][kept], {lane: latents[source][kept] for lane, source in sources.items()}
 

@@ -17,24 +17,26 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nb_sae.errors import ConfigError
-from nb_sae.flow.contexts import Batch, Contexts
+from nb_sae.flow.contexts import Contexts
 from nb_sae.flow.counting import Counted, count
 from nb_sae.flow.scaling import flat, scaling
 from nb_sae.flow.schema import DEACTIVATION
+from nb_sae.flow.settings import check_whole
 from nb_sae.flow.sources import (
     Flow,
     SourceLane,
-    check_model,
     dictionary_at,
     matches_of,
     sources_of,
     sources_of_latent,
 )
 from nb_sae.hooks import capture, intervene
+from nb_sae.models.contexts import Batch
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.controls import matched_latents
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import activations_of
+from nb_sae.sae.origin import check_model
 from nb_sae.statistics import one_among_p
 
 How = Literal["top1", "top5", "random5", "permutation"]
@@ -153,12 +155,13 @@ def deactivate(
     Source:
         Laptev et al. 2025, Analyze Feature Flow, section 5.2.
     """
-    ways, factors, sources = _asked(flow, site, how, factor, lanes, controls)
+    check_whole(controls=controls, seed=seed)
+    ways, factors, sources = _asked(flow, site, how, factor, lanes)
     for one in (site, *sources.values()):
-        check_model(dictionary_at(dictionaries, one), model, one)
+        check_model(model, dictionary_at(dictionaries, one, flow), one)
     contexts = Contexts(model, inputs, batch=batch, special_tokens=special_tokens)
     measures_loss = _has_loss(model, contexts, asked=loss)
-    matches: dict[SourceLane, Any] = {lane: matches_of(flow, site, lane, dictionaries[site].d_sae) for lane in sources}
+    matches: dict[SourceLane, Any] = {lane: matches_of(flow, site, lane) for lane in sources}
     counted = count(contexts, dictionaries, site, sources, matches, latents, seed=seed)
     plan = _plan(flow, counted, sources, ways, factors, controls=controls, seed=seed)
     run = _Run(contexts, dictionaries, site, sources, measures_loss=measures_loss)
@@ -197,10 +200,10 @@ class _Trial:
 
 
 def _asked(
-    flow: Flow, site: str, how: Any, factor: Any, lanes: Any, controls: int
+    flow: Flow, site: str, how: Any, factor: Any, lanes: Any
 ) -> tuple[list[str], list[float], dict[SourceLane, str]]:
     """Ways, factors and sources as lists, checked."""
-    ways = [how] if isinstance(how, str) else list(how)
+    ways = list(how) if isinstance(how, list | tuple) else [how]
     wrong = next((one for one in ways if one not in get_args(How)), None)
     if wrong is not None or not ways:
         raise ConfigError(f"how={how!r}: choose from {', '.join(get_args(How))}.")
@@ -209,19 +212,17 @@ def _asked(
             f"how='permutation' needs partners: this flow was matched by {flow.about.get('rule')!r}. Give "
             "feature_flow(…, rule='permutation')."
         )
-    factors = [float(one) for one in (factor if isinstance(factor, Sequence) else [factor])]
-    if not factors or not all(math.isfinite(one) for one in factors):
+    factors = list(factor) if isinstance(factor, Sequence | np.ndarray) else [factor]
+    if not factors or not all(isinstance(one, int | float | np.number) and math.isfinite(one) for one in factors):
         raise ConfigError(f"factor={factor!r}: expected a finite number or several, such as 0 or (0, -1, -8).")
-    if controls < 0:
-        raise ConfigError(f"controls={controls} must be 0 or more.")
     known = sources_of(flow, site)
     if not known:
         raise ConfigError(f"Nothing lies before {site!r} in this flow. Choose a later site of {', '.join(flow.sites)}.")
-    wanted = list(known) if lanes is None else [lanes] if isinstance(lanes, str) else list(lanes)
+    wanted = list(known) if lanes is None else list(lanes) if isinstance(lanes, list | tuple) else [lanes]
     missing = [lane for lane in wanted if lane not in known]
     if missing or not wanted:
         raise ConfigError(f"lanes={lanes!r}: {site!r} is matched with {', '.join(known)}. Choose among these.")
-    return ways, factors, {lane: known[lane] for lane in known if lane in wanted}
+    return ways, [float(one) for one in factors], {lane: known[lane] for lane in known if lane in wanted}
 
 
 def _has_loss(model: Any, contexts: Contexts, *, asked: bool | None) -> bool:
@@ -316,7 +317,7 @@ class _Run:
         self.clean_loss, self.tokens = self.clean_loss + loss, self.tokens + tokens
         self.contexts_seen += len(given.given)
         target = seen[self.site]
-        before = self._encoded(target, self.site) * given.rows_that_count(target)[:, None]
+        before = self._encoded(target, self.site) * given.counted(target.shape).flatten()[:, None]
         sources = {lane: _Source(seen[one], self._encoded(seen[one], one)) for lane, one in self.sources.items()}
         for trial in plan:
             source = sources[trial.lane]

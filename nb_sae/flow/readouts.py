@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError
-from nb_sae.flow.contexts import Batch, Contexts
+from nb_sae.flow.contexts import Contexts
+from nb_sae.models.contexts import Batch
 from nb_sae.models.tokens import plain_ids
 
 
@@ -54,7 +55,7 @@ class TokenReadout:
     def answer(self, batch: Batch) -> Float[Tensor, "positions vocabulary"]:
         """Log-probabilities of the next token."""
         logits = self.contexts.model.logits(batch.given)
-        kept = logits.flatten(0, 1)[batch.rows_that_count(logits).to(logits.device)]
+        kept = logits.flatten(0, 1)[batch.counted(logits.shape).flatten().to(logits.device)]
         return kept.float().log_softmax(-1)
 
     def score(self, answer: Float[Tensor, "positions vocabulary"]) -> Float[Tensor, " positions"]:

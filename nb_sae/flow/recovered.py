@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError, InputError, ShapeError
-from nb_sae.flow.contexts import Batch, Contexts
+from nb_sae.flow.contexts import Contexts
 from nb_sae.flow.schema import RECOVERED
 from nb_sae.hooks import intervene
 from nb_sae.models.clip import ClipModel
+from nb_sae.models.contexts import Batch
 from nb_sae.models.lm import LanguageModel
 from nb_sae.models.next_token import losses_of
 from nb_sae.progress import progress as progress_bar
@@ -175,7 +176,7 @@ class _Splice:
         """The same, but rows of padding and special tokens stay as they are."""
 
         def apply(x: Tensor) -> Tensor:
-            counted = batch.rows_that_count(x).view(x.shape[:-1]).to(x.device)
+            counted = batch.counted(x.shape).view(x.shape[:-1]).to(x.device)
             replaced = self.replaces.apply(x)
             return replaced if bool(counted.all()) else torch.where(counted[..., None], replaced, x)
 
