@@ -80,7 +80,19 @@ def test_patch_maps_stand_row_by_row_in_the_grid(concept):
     titles = [note.text for note in figure.layout.annotations]
     assert titles == ["block 0: 8", "block 1: 9<br>a &lt;hat&gt;"]
     assert figure.layout.yaxis4.scaleanchor == "x4"
-    assert len(plots.patch_maps(concept).data) == 8  # the first four pictures
+
+
+def test_patch_maps_of_a_chain_choose_where_it_is_active_and_leave_an_empty_map_dark(concept):
+    strength = pl.col("input_id").replace_strict({0: 0.0, 1: 3.0, 2: 1.0, 3: 4.0, 4: 2.0})
+    flat = pl.when(pl.col("step") == -2).then(0.0).otherwise(strength)
+    maps = pl.when(pl.col("map").is_not_null()).then(pl.concat_list([flat] * 6).cast(pl.List(pl.Float32)))
+    figure = plots.patch_maps(concept.with_columns(map=maps))
+    assert len(figure.data) == 8  # four pictures, two blocks
+    assert [axis.title.text for axis in figure.select_yaxes() if axis.title.text] == [
+        f"input {n}" for n in (1, 2, 3, 4)
+    ]
+    empty = next(one for one in figure.data if one.xaxis == "x")
+    assert (empty.zmin, empty.zmax) == (0, 1)
 
 
 def test_patch_maps_of_a_lens_show_one_text():

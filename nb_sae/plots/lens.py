@@ -72,7 +72,7 @@ def patch_maps(frame: pl.DataFrame, *, inputs: Sequence[int] | None = None, text
     Args:
         frame: `ConceptFlow.frame` (activations of a chain of latents), or what `VisionLens.patches(layer)` gives, of
             several blocks if they are joined (logits of a text).
-        inputs: Only these pictures, by input_id; None: the first four.
+        inputs: Only these pictures, by input_id. None: four, of a chain those where it is most active along the blocks.
         text: Of a lens: which text; None: the first.
 
     Colours are comparable inside a column: of a chain every latent has its own unit.
@@ -81,7 +81,7 @@ def patch_maps(frame: pl.DataFrame, *, inputs: Sequence[int] | None = None, text
     shown = frame.drop_nulls("map")
     if "text" in frame.columns and frame.height:
         shown = shown.filter(pl.col("text") == (text if text is not None else frame["text"][0]))
-    wanted = shown["input_id"].unique().sort().to_list()[:4] if inputs is None else list(inputs)
+    wanted = _four_of(shown) if inputs is None else list(inputs)
     shown = shown.filter(pl.col("input_id").is_in(wanted))
     if not shown.height:
         raise WidgetError("There is no map of these pictures and this text. Choose input_ids and a text of the frame.")
@@ -93,13 +93,14 @@ def patch_maps(frame: pl.DataFrame, *, inputs: Sequence[int] | None = None, text
     )
     for column, site in enumerate(columns["site"]):
         of_site = shown.filter(pl.col("site") == site)
-        values = of_site["map"].explode()
+        values = of_site["map"].explode().drop_nulls().to_numpy()
+        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
         for line in of_site.iter_rows(named=True):
             grid = [line["map"][i * line["columns"] : (i + 1) * line["columns"]] for i in range(line["rows"])]
             figure.add_heatmap(
                 z=grid,
-                zmin=values.min(),
-                zmax=values.max(),
+                zmin=low,
+                zmax=high if high != low else low + 1,  # an empty map is dark, not half bright
                 colorscale="Viridis",
                 showscale=False,
                 hovertemplate="row %{y}, column %{x}: %{z:.3g}<extra></extra>",
@@ -115,6 +116,17 @@ def patch_maps(frame: pl.DataFrame, *, inputs: Sequence[int] | None = None, text
         figure.update_yaxes(title=f"input {number}", row=row + 1, col=1)
     figure.update_layout(height=110 + _CELL * len(wanted), margin={"t": 76})
     return figure
+
+
+def _four_of(frame: pl.DataFrame) -> list[int]:
+    """The pictures to show where none are asked for, ascending."""
+    if "latent" not in frame.columns:
+        return frame["input_id"].unique().sort().to_list()[:4]
+    peak, most = pl.col("map").list.max(), pl.col("map").list.max().max().over("site")
+    share = frame.select("input_id", share=pl.when(most > 0).then(peak / most))
+    mean = share.group_by("input_id").agg(pl.col("share").mean())
+    strongest = mean.sort("share", "input_id", descending=[True, False], nulls_last=True)
+    return sorted(strongest["input_id"].to_list()[:4])
 
 
 def _title(frame: pl.DataFrame, site: str) -> str:
