@@ -72,5 +72,5 @@ class WidgetError(NbSaeError, ValueError):
 
 def closest(name: str, names: Iterable[str]) -> str:
     """A sentence that offers the names nearest to `name`, or an empty string."""
-    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    near = difflib.get_close_matches(str(name), [str(one) for one in names], n=3, cutoff=0.4)
     return f"Closest: {', '.join(near)}. " if near else ""

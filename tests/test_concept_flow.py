@@ -292,7 +292,7 @@ def test_what_cannot_be_followed_is_refused(clip, world):
         concept_flow(world.flow, world.dictionaries, clip, pixels(), "image_embd", 0)
     with pytest.raises(ConfigError, match="outside 0 … 39"):
         concept_flow(world.flow, world.dictionaries, clip, pixels(), "image_embed", 40)
-    with pytest.raises(ConfigError, match="no dictionary was given"):
+    with pytest.raises(ConfigError, match="There is no dictionary for"):
         follow(clip, world, dictionaries={site: world.dictionaries[site] for site in SITES[1:]})
     with pytest.raises(ConfigError, match="which is no site of the flow"):
         follow(clip, world, names={"text_embed": named(world, NAMED, "x")})

@@ -326,3 +326,28 @@ def test_an_embedding_depends_on_a_latent_of_any_token():
     assert line["rows"] == 4
     assert line["change"] == pytest.approx(float((1 - new / old).mean()), abs=1e-4)
     assert line["loss"] is None
+
+
+def test_what_is_no_flow_model_dictionary_or_number_is_refused_by_name():
+    flow, dictionaries, model = world()
+    fewer = {**dictionaries, "layers.0": plain_dictionary(torch.eye(WIDTH)[:4], "layers.0")}
+    for given, message in (
+        ({"dictionaries": fewer}, "has 4 latents of width 24, that of the flow 24"),
+        ({"dictionaries": {**dictionaries, "layers.0": None}}, "holds a NoneType; expected a Dictionary"),
+        ({"dictionaries": None}, "expected the dictionaries as"),
+        ({"dictionaries": {**dictionaries, "layers.0": dictionaries["layers.1"]}}, "holds the dictionary of"),
+        ({"flow": flow.edges}, "Got a DataFrame as the flow"),
+        ({"model": "demo"}, "Got a str as the model"),
+        ({"latents": 99}, "no latent 99"),
+        ({"factor": "a"}, "expected a finite number"),
+        ({"factor": None}, "expected a finite number"),
+        ({"how": None}, "choose from top1"),
+        ({"lanes": 3}, "is matched with residual"),
+        ({"controls": 1.5}, "controls=1.5: expected a whole number"),
+        ({"batch": 0}, "batch=0: expected a whole number, 1 or more"),
+        ({"seed": -1}, "seed=-1"),
+        ({"site": None}, "The flow has no site None"),
+    ):
+        asked = {"flow": flow, "dictionaries": dictionaries, "model": model, **given}
+        with pytest.raises(ConfigError, match=message):
+            run(asked.pop("flow"), asked.pop("dictionaries"), asked.pop("model"), **asked)

@@ -9,7 +9,7 @@ import torch
 from flow_chains import dictionary, mlp, residual, unit
 
 import nb_sae as ns
-from nb_sae.errors import ConfigError, HookError, ShapeError
+from nb_sae.errors import ConfigError, HookError, ShapeError, StoreError
 from nb_sae.flow.flow import FeatureFlow
 from nb_sae.flow.making import feature_flow
 from nb_sae.layers import Place
@@ -183,3 +183,29 @@ def test_a_site_that_the_model_lacks_is_named_with_its_neighbours(clip):
     alien = {site: dictionary(torch.eye(128), site, model="other") for site in of(LAST, "image_embed")}
     with pytest.raises(ConfigError, match="was trained on model 'other'"):
         feature_flow(alien, model=clip, progress=False)
+
+
+def test_settings_of_the_wrong_kind_are_refused_by_name():
+    generator = torch.Generator().manual_seed(0)
+    sites = {residual(layer): dictionary(unit(20, 8, generator), residual(layer)) for layer in (0, 1)}
+    for given, message in (
+        ({"top": "8"}, "top='8': expected a whole number"),
+        ({"top": 2.5}, "top=2.5"),
+        ({"block": 0}, "block=0"),
+        ({"draws": 2000.0}, "draws=2000.0"),
+        ({"seed": "x"}, "seed='x'"),
+        ({"kinds": "residual"}, "expected .site: lane."),
+        ({"model": "demo"}, "Got a str as the model"),
+        ({"rule": "correlation", "stores": [1]}, "Got a list as stores"),
+        ({"rule": "correlation", "stores": dict.fromkeys(sites, torch.zeros(3, 8))}, "holds a Tensor as its store"),
+    ):
+        with pytest.raises((ConfigError, StoreError), match=message):
+            feature_flow(sites, progress=False, **given)
+    flow = feature_flow(sites, progress=False, draws=1000)
+    for latent in (1.5, "3", None, True, -1):
+        with pytest.raises(ConfigError, match="latent="):
+            flow.chain(residual(1), latent)
+    with pytest.raises(ConfigError, match="None is no site"):
+        flow.born(None, 0)
+    with pytest.raises(ConfigError, match=r"steps=1\.5"):
+        flow.neighbourhood(residual(1), 0, 1.5)

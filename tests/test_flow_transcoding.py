@@ -118,9 +118,15 @@ def test_pairs_that_cannot_be_made_are_refused():
         transcode(flow, dictionaries, stores, pairs=[("layers.0", "layer.1")], progress=False)
     with pytest.raises(ConfigError, match="Give pairs="):
         transcode(flow_of({"layers.0": D}, {}), dictionaries, stores, progress=False)
-    narrow = {**dictionaries, "layers.1": plain_dictionary(torch.eye(8), "layers.1")}
+    narrow = {**dictionaries, "layers.1": plain_dictionary(torch.randn(D, 8), "layers.1")}
     with pytest.raises(ShapeError, match="width 32"):
         transcode(flow, narrow, stores, progress=False)
+    fewer = {**dictionaries, "layers.1": plain_dictionary(torch.eye(D)[:8], "layers.1")}
+    with pytest.raises(ConfigError, match="that the flow was made of"):
+        transcode(flow, fewer, stores, progress=False)
+    for pairs in ([("layers.0",)], "ab"):
+        with pytest.raises(ConfigError, match="source site, target site"):
+            transcode(flow, dictionaries, stores, pairs=pairs, progress=False)
     normed = ns.Dictionary(dictionaries["layers.1"]._tensors(), site="layers.1", row_norm="layer_norm")
     with pytest.raises(ConfigError, match="row_norm"):
         transcode(flow, {**dictionaries, "layers.1": normed}, stores, progress=False)

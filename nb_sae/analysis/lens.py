@@ -23,6 +23,7 @@ from nb_sae.errors import ConfigError, ShapeError
 from nb_sae.layers import place_of
 from nb_sae.models.lm import LanguageModel
 from nb_sae.models.parts import parts
+from nb_sae.sae.origin import check_model
 
 if TYPE_CHECKING:
     from nb_sae.sae.dictionary import Dictionary
@@ -221,17 +222,6 @@ def token_lines(
             "p": (1 + above) / (1 + len(null)),
         }
     )
-
-
-def check_model(model: Any, dictionary: Dictionary) -> None:
-    """Refuse a dictionary that was trained on another model. Raises `ConfigError`."""
-    for what, given in (("model", model.name), ("revision", model.revision)):
-        own = getattr(dictionary, what)
-        if own is not None and own != given:
-            raise ConfigError(
-                f"The dictionary is of {what} {own!r}, the given model has {what} {given!r}. Give the model that the "
-                "dictionary was trained on."
-            )
 
 
 def _check_dictionary(lens: TokenLens, dictionary: Dictionary) -> None:

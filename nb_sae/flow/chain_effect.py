@@ -27,10 +27,12 @@ from nb_sae.flow.chain_steering import (
 )
 from nb_sae.flow.readouts import CosineReadout, Readout, TokenReadout, token_numbers, vocabulary_of
 from nb_sae.flow.schema import CHAIN_EFFECT, GENERATIONS
-from nb_sae.flow.sources import SourceLane, check_model, matches_of, sources_of, sources_of_latent
+from nb_sae.flow.settings import check_whole
+from nb_sae.flow.sources import SourceLane, matches_of, sources_of, sources_of_latent
 from nb_sae.hooks import intervene
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import Changes, Unit, activations_of, make_changes
+from nb_sae.sae.origin import check_model
 from nb_sae.types import Edit
 
 PROMOTED_TOKENS = 10
@@ -114,10 +116,11 @@ def chain_effect(
         HookError: the model lacks a site.
     """
     what, strength = one_change(add=add, set=set, scale=scale)
+    check_whole(controls=controls, write=write, seed=seed)
     how: dict[str, Any] = {"mode": mode, "schedule": schedule, "rate": rate, "last": last, "lanes": lanes}
     steps = chain_steps(flow, dictionaries, site, latent, what, strength, **how)
     for step in steps:
-        check_model(dictionaries[step.site], model, step.site)
+        check_model(model, dictionaries[step.site], step.site)
     push: dict[str, Any] = {what: strength, "unit": unit, "analyses": analyses}
     edits = steer_chain(flow, dictionaries, site, latent, **push, **how)
     readout, shown = _readout(model, inputs, toward, dictionaries[site], site, latent, batch)
@@ -236,9 +239,8 @@ def _before(
     random: np.random.Generator,
 ) -> int:
     """The match of a latent at the site before, if it is not that of the chain itself; else one by chance."""
-    d_sae = dictionaries[here.site].d_sae
     lanes: list[SourceLane] = [lane for lane, source in sources_of(flow, here.site).items() if source == there.site]
-    match = int(matches_of(flow, here.site, lanes[0], d_sae)[latent]) if lanes else -1
+    match = int(matches_of(flow, here.site, lanes[0])[latent]) if lanes else -1
     if match >= 0 and match != there.latent:
         return match
     near = {there.latent, *sources_of_latent(flow, here.site, here.latent, there.site)}

@@ -129,13 +129,13 @@ def chain_steps(
         if value not in get_args(known):
             raise ConfigError(f"{name}={value!r}: choose from {', '.join(get_args(known))}.")
     check_sites(flow, [site])
-    latent = latent_number(latent, None, dictionary_at(dictionaries, site).d_sae)
+    latent = latent_number(latent, None, dictionary_at(dictionaries, site, flow).d_sae)
     chain = flow.chain(site, latent).filter(pl.col("step") <= 0).sort("step", descending=True)
     nodes = []
     for step, place, number, layer, lane in chain.select("step", "site", "latent", "layer", "lane").iter_rows():
         if step < 0 and (mode == "single" or lane not in lanes):
             break
-        dictionary_at(dictionaries, place)
+        dictionary_at(dictionaries, place, flow)
         nodes.insert(0, (place, number, layer))
     first, end = nodes[0][2], nodes[-1][2]
     return [

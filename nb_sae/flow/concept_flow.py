@@ -12,16 +12,18 @@ import polars as pl
 import torch
 from torch.nn import functional as F
 
-from nb_sae.analysis.lens import check_model
 from nb_sae.errors import ConfigError, InputError, closest
 from nb_sae.flow.flow import FeatureFlow
 from nb_sae.flow.map_agreement import Codes, answer_agreement, map_agreement
 from nb_sae.flow.nulls import chance_in, covariance_null
 from nb_sae.flow.schema import CONCEPT_CHAIN, CONCEPT_FLOW, MAP_AGREEMENT
+from nb_sae.flow.settings import check_whole
+from nb_sae.flow.sources import dictionary_at
 from nb_sae.flow.spaces import through_final_norm
 from nb_sae.models.clip import ClipModel
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.dictionary import Dictionary
+from nb_sae.sae.origin import check_model
 
 FALSE_NAME_RATE = 0.05
 """Chance at which a word of the lens still counts as a name."""
@@ -99,8 +101,7 @@ def concept_flow(
     """
     if not isinstance(clip, ClipModel):
         raise ConfigError(f"Got a {type(clip).__name__}; expected a CLIP from load_clip(), whose patches can be shown.")
-    if controls < 0:
-        raise ConfigError(f"controls={controls} must be 0 (no null) or more.")
+    check_whole(controls=controls, seed=seed)
     chain = flow.chain(site, latent, cut=cut)
     _check(flow, chain, dictionaries, clip)
     given = _by_site(names, flow)
@@ -142,16 +143,8 @@ def _check(flow: FeatureFlow, chain: pl.DataFrame, dictionaries: Mapping[str, Di
     if any(place["tower"] != "image" for place in places.values()):
         raise ConfigError("The flow is of the text tower, whose tokens are no patches. Make one of the image tower.")
     for site in chain["site"]:
-        if site not in dictionaries:
-            hint = closest(site, dictionaries)
-            raise ConfigError(f"The chain passes {site!r}, of which no dictionary was given. {hint}Give those of flow.")
-        expected, given = places[site], dictionaries[site]
-        if (given.d_sae, given.d_in) != (expected["latents"], expected["d_in"]):
-            raise ConfigError(
-                f"The dictionary of {site!r} has {given.d_sae:,} latents of width {given.d_in}, that of the flow "
-                f"{expected['latents']:,} of width {expected['d_in']}. Give the dictionaries that the flow was made of."
-            )
-        check_model(clip, given)
+        given = dictionary_at(dictionaries, site, flow)
+        check_model(clip, given, site)
         if clip.site(site, "image").width != given.d_in:
             raise ConfigError(
                 f"{site!r} of {clip.name} is {clip.site(site, 'image').width} wide, its dictionary takes {given.d_in}. "

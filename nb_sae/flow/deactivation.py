@@ -204,8 +204,7 @@ def _asked(
 ) -> tuple[list[str], list[float], dict[SourceLane, str]]:
     """Ways, factors and sources as lists, checked."""
     ways = list(how) if isinstance(how, list | tuple) else [how]
-    wrong = next((one for one in ways if one not in get_args(How)), None)
-    if wrong is not None or not ways:
+    if not ways or any(one not in get_args(How) for one in ways):
         raise ConfigError(f"how={how!r}: choose from {', '.join(get_args(How))}.")
     if "permutation" in ways and flow.about.get("rule") != "permutation":
         raise ConfigError(

@@ -7,10 +7,11 @@ from typing import Any
 
 from nb_sae.errors import ConfigError, HookError, ShapeError, StoreError, closest
 from nb_sae.flow.routes import Route, places
-from nb_sae.flow.sources import check_model, dictionary_at
+from nb_sae.flow.sources import dictionary_at
 from nb_sae.layers import Place
 from nb_sae.models.parts import parts
 from nb_sae.sae.dictionary import Dictionary
+from nb_sae.sae.origin import check_model
 from nb_sae.store.paired import check_aligned
 
 
@@ -27,17 +28,8 @@ def checked(dictionaries: Mapping[str, Dictionary], model: Any, kinds: Mapping[s
         raise ConfigError(
             f"{given} was given; a flow needs the dictionaries of at least two sites, as {{site: dictionary}}."
         )
-    for site, one in dictionaries.items():
-        if not isinstance(one, Dictionary):
-            raise ConfigError(
-                f"{site!r} holds a {type(one).__name__}; expected a Dictionary. Of what train_all gives, pass "
-                ".dictionaries; of a session, .dictionary."
-            )
+    for site in dictionaries:
         dictionary_at(dictionaries, site)
-        if one.site is not None and one.site != site:
-            raise ConfigError(
-                f"The key {site!r} holds the dictionary of {one.site!r}. Use the site that it was trained on as key."
-            )
     for what in ("model", "revision"):
         known = {getattr(one, what): site for site, one in dictionaries.items() if getattr(one, what)}
         if len(known) > 1:
@@ -76,13 +68,13 @@ def _check_widths(dictionaries: Mapping[str, Dictionary], found: Mapping[str, Pl
 
 
 def _check_model(dictionaries: Mapping[str, Dictionary], model: Any) -> None:
-    names = model.hook_names()
     for site, one in dictionaries.items():
+        check_model(model, one, site)
+        names = model.hook_names()
         if site not in names:
             raise HookError(
                 f"{model.name} has no site {site!r}. {closest(site, names)}List all with model.hook_names()."
             )
-        check_model(one, model, site)
 
 
 def possible(

@@ -10,6 +10,7 @@ import polars as pl
 
 from nb_sae.errors import ConfigError, closest
 from nb_sae.flow.schema import CHAIN, EDGES
+from nb_sae.flow.settings import check_whole
 
 _MODULES = ("attention", "mlp")
 
@@ -84,8 +85,7 @@ class FlowGraph:
     def neighbourhood(self, site: str, latent: int, steps: int, *, above: bool) -> pl.DataFrame:
         """`FeatureFlow.neighbourhood`."""
         self._check(site, latent)
-        if steps < 1:
-            raise ConfigError(f"steps={steps} must be at least 1.")
+        check_whole(1, steps=steps)
         found: list[np.ndarray[Any, Any]] = []
         seen: dict[str, set[int]] = {site: {latent}}
         frontier: dict[str, set[int]] = {site: {latent}}
@@ -185,7 +185,8 @@ class FlowGraph:
     def _check(self, site: str, latent: int) -> None:
         if site not in self.counts:
             raise ConfigError(f"{site!r} is no site of this flow. {closest(site, self.sites)}See flow.sites.")
-        if not 0 <= latent < self.counts[site]:
+        check_whole(latent=latent)
+        if latent >= self.counts[site]:
             raise ConfigError(f"latent={latent} is outside 0 … {self.counts[site] - 1} of {site!r}.")
 
 

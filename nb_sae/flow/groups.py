@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from numpy import ndarray as Array
 from torch import Tensor
 
-from nb_sae.errors import ConfigError
+from nb_sae.errors import ConfigError, StoreError
 from nb_sae.flow.schema import ACTIVATION_GROUPS, GROUP_TESTS, GROUPS
 from nb_sae.flow.sources import Flow, SourceLane, check_sites, checked_stores, matches_of, sources_of
 from nb_sae.progress import progress as progress_bar
@@ -99,11 +99,8 @@ def activation_groups(
     needed = [
         site for site in flow.sites if site in set(chosen) | {one for of in chosen.values() for one in of.values()}
     ]
-    rows = checked_stores(stores, dictionaries, needed)
-    counts = {
-        site: _Counts(of, {lane: matches_of(flow, site, lane, dictionaries[site].d_sae) for lane in of})
-        for site, of in chosen.items()
-    }
+    rows = checked_stores(stores, dictionaries, needed, flow)
+    counts = {site: _Counts(of, {lane: matches_of(flow, site, lane) for lane in of}) for site, of in chosen.items()}
     uses = Counter(one for site, of in chosen.items() for one in (site, *of.values()))
     total = len(next(iter(rows.values())))
     block = rows_at_a_time(chunk_rows, *(dictionaries[site] for site in needed))
@@ -190,8 +187,9 @@ def _targets(
     flow: Flow, stores: Mapping[str, StoredRows], sites: Sequence[str] | None
 ) -> tuple[dict[str, dict[SourceLane, str]], dict[str, str]]:
     """Site → its sources, of the sites that are asked for; and what was left out, with the reason."""
-    if sites is not None:
-        check_sites(flow, sites)
+    check_sites(flow, sites or ())
+    if not isinstance(stores, Mapping):
+        raise StoreError(f"Got a {type(stores).__name__} as stores; expected {{site: store}}.")
     chosen, left_out = {}, {}
     for site in flow.sites if sites is None else sites:
         of = sources_of(flow, site)

@@ -21,6 +21,7 @@ from nb_sae.flow.nulls import NullName, check_draws
 from nb_sae.flow.permutation import by_permutation, mean_activations
 from nb_sae.flow.routes import routes
 from nb_sae.flow.scores import Scored, Thresholds, check_thresholds
+from nb_sae.flow.settings import check_whole
 from nb_sae.flow.sources import checked_stores
 from nb_sae.layers import Place
 from nb_sae.progress import progress as progress_bar
@@ -102,7 +103,7 @@ def feature_flow(
         are not in the paper.
     """
     found = checked(dictionaries, model, kinds)
-    _check_settings(rule, null, top, block)
+    _check_settings(rule, null, top, block, seed)
     check_draws(draws)
     rows = _rows_of(stores, dictionaries, found, rule)
     ways, left_out = possible(routes(found), found, model=model, stores=rows if rule == "correlation" else None)
@@ -190,12 +191,12 @@ def _lengths(dictionaries: Mapping[str, Dictionary], rows: Mapping[str, Any]) ->
     return (known, "threshold") if len(known) == len(dictionaries) else ({}, None)
 
 
-def _check_settings(rule: Any, null: Any, top: int, block: int | None) -> None:
+def _check_settings(rule: Any, null: Any, top: int, block: int | None, seed: int) -> None:
     if rule not in get_args(Rule):
         raise ConfigError(f"rule={rule!r}: use 'cosine', 'correlation' or 'permutation'.")
     if null not in get_args(NullName):
         raise ConfigError(f"null={null!r}: use 'isotropic' or 'covariance'.")
-    if not 1 <= top <= LARGEST_TOP:
+    check_whole(1, top=top, **({} if block is None else {"block": block}))
+    check_whole(seed=seed)
+    if top > LARGEST_TOP:
         raise ConfigError(f"top={top} is outside [1, {LARGEST_TOP:,}]. 8 sources of each latent are plenty.")
-    if block is not None and block < 1:
-        raise ConfigError(f"block={block} must be at least 1.")

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError
+from nb_sae.flow.settings import check_whole
 from nb_sae.statistics import incomplete_beta
 
 NullName = Literal["isotropic", "covariance"]
@@ -135,6 +136,7 @@ def chance_in(draws: Float[Tensor, " draws"], values: Float[Array, "*lines"]) ->
 
 def check_draws(draws: int) -> None:
     """Raises `ConfigError` where draws are too few for the percentile that thresholds are made of."""
+    check_whole(draws=draws)
     if draws < LEAST_DRAWS:
         raise ConfigError(
             f"draws={draws:,} random rows cannot show a 99.9th percentile. Draw at least {LEAST_DRAWS:,}."

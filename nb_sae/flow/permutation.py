@@ -72,10 +72,10 @@ def by_permutation(
 
 
 @torch.no_grad()
-def mean_activations(dictionary: Dictionary, store: Any) -> Float[Tensor, " d_sae"]:
+def mean_activations(dictionary: Dictionary, store: Any, *, chunk_rows: int | None = None) -> Float[Tensor, " d_sae"]:
     """Mean activation of each latent on the rows on which it is active; 0 for one that never is."""
     total, active = (torch.zeros(dictionary.d_sae, dtype=torch.double) for _ in range(2))
-    for _, rows in store.chunks(rows_at_a_time(None, dictionary)):
+    for _, rows in store.chunks(rows_at_a_time(chunk_rows, dictionary)):
         values, numbers = (one.cpu() for one in dictionary.encode(rows, sparse=True))
         total.index_add_(0, numbers.flatten(), values.flatten().double())
         active.index_add_(0, numbers.flatten(), (values > 0).flatten().double())

@@ -48,6 +48,8 @@ def places(sites: Iterable[str], kinds: Mapping[str, Any] | None = None) -> dict
             W_O, or `kinds` of sites that are not there.
     """
     sites = list(sites)
+    if kinds is not None and not isinstance(kinds, Mapping):
+        raise ConfigError(f"kinds={kinds!r}: expected {{site: lane}}, such as {{{sites[0]!r}: 'residual'}}.")
     kinds = dict(kinds or {})
     for site in kinds:
         if site not in sites:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import polars as pl
 from jaxtyping import Int
 from numpy import ndarray as Array
@@ -14,6 +13,7 @@ from nb_sae.errors import ConfigError, StoreError, closest
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.store.paired import check_aligned
 from nb_sae.store.view import StoredRows
+from nb_sae.types import ActivationSource
 
 SourceLane = Literal["residual", "mlp", "attention"]
 LANES: tuple[SourceLane, ...] = ("residual", "mlp", "attention")
@@ -57,23 +57,18 @@ def sources_of(flow: Flow, site: str) -> dict[SourceLane, str]:
 
 
 def check_sites(flow: Flow, sites: Iterable[str]) -> None:
-    """Refuse a site that the flow does not have. Raises `ConfigError`."""
+    """Refuse what is no flow, and a site that the flow does not have. Raises `ConfigError`."""
+    if not all(hasattr(flow, name) for name in ("sites", "latents", "edges")):
+        raise ConfigError(f"Got a {type(flow).__name__} as the flow; expected what ns.feature_flow gives.")
     for site in sites:
         if site not in flow.sites:
             raise ConfigError(f"The flow has no site {site!r}. {closest(site, flow.sites)}See flow.sites.")
 
 
-def matches_of(flow: Flow, site: str, lane: SourceLane, d_sae: int) -> Int[Array, " d_sae"]:
+def matches_of(flow: Flow, site: str, lane: SourceLane) -> Int[Array, " d_sae"]:
     """For every latent of a site the number of its best match in the source of this lane; −1 where there is none."""
-    lines = flow.latents.filter(pl.col("site") == site).select("latent", match=f"match_{lane}")
-    if lines.height != d_sae:
-        raise ConfigError(
-            f"The flow has {lines.height} latents at {site!r}, the dictionary {d_sae}. Give the dictionaries from "
-            "which the flow was made."
-        )
-    matches = np.full(d_sae, -1, dtype=np.int64)
-    matches[lines["latent"].to_numpy()] = lines["match"].cast(pl.Int64).fill_null(-1).to_numpy()
-    return matches
+    lines = flow.latents.filter(pl.col("site") == site).sort("latent")
+    return lines[f"match_{lane}"].cast(pl.Int64).fill_null(-1).to_numpy().copy()
 
 
 def sources_of_latent(flow: Flow, site: str, latent: int, source: str) -> list[int]:
@@ -82,42 +77,59 @@ def sources_of_latent(flow: Flow, site: str, latent: int, source: str) -> list[i
     return flow.edges.filter(of).sort("rank")["source_latent"].to_list()
 
 
-def dictionary_at(dictionaries: Mapping[str, Dictionary], site: str) -> Dictionary:
-    """The dictionary of a site. Raises `ConfigError` where there is none, or one that writes another site."""
+def dictionary_at(dictionaries: Mapping[str, Dictionary], site: str, flow: Flow | None = None) -> Dictionary:
+    """The dictionary of a site; with `flow` of as many latents as the flow was made of.
+
+    Raises:
+        ConfigError: there is none, or what is no dictionary, writes another site, or is of another site or flow.
+    """
+    if not isinstance(dictionaries, Mapping):
+        raise ConfigError(f"Got a {type(dictionaries).__name__}; expected the dictionaries as {{site: dictionary}}.")
     if site not in dictionaries:
         raise ConfigError(
             f"There is no dictionary for {site!r}. {closest(site, dictionaries)}Give those from which the flow was "
             "made: {site: dictionary}."
         )
-    dictionary = dictionaries[site]
-    if dictionary.is_transcoder:
+    one = dictionaries[site]
+    if not isinstance(one, Dictionary):
+        raise ConfigError(
+            f"{site!r} holds a {type(one).__name__}; expected a Dictionary. Of what train_all gives, pass "
+            ".dictionaries; of a session, .dictionary."
+        )
+    if one.is_transcoder:
         raise ConfigError(
             f"The dictionary of {site!r} is a transcoder: it writes other rows than it reads. Give an SAE."
         )
-    return dictionary
-
-
-def check_model(dictionary: Dictionary, model: Any, site: str) -> None:
-    """Refuse a model other than the one whose rows the dictionary was trained on. Raises `ConfigError`."""
-    for what in ("model", "revision"):
-        trained = getattr(dictionary, what)
-        given = getattr(model, "name" if what == "model" else what, None)
-        if trained and given is not None and given != trained:
+    if one.site is not None and one.site != site:
+        raise ConfigError(
+            f"The key {site!r} holds the dictionary of {one.site!r}. Use the site that it was trained on as key."
+        )
+    if flow is not None:
+        latents = flow.latents.filter(pl.col("site") == site).height
+        d_in = flow.about.get("places", {}).get(site, {}).get("d_in", one.d_in)
+        if (latents, d_in) != (one.d_sae, one.d_in):
             raise ConfigError(
-                f"The dictionary of {site!r} was trained on {what} {trained!r}; model= is {what} {given!r}. Load the "
-                "model it was trained on."
+                f"The dictionary of {site!r} has {one.d_sae:,} latents of width {one.d_in}, that of the flow "
+                f"{latents:,} of width {d_in}. Give the dictionaries that the flow was made of."
             )
+    return one
 
 
 def checked_stores(
-    stores: Mapping[str, StoredRows], dictionaries: Mapping[str, Dictionary], sites: Iterable[str]
+    stores: Mapping[str, StoredRows],
+    dictionaries: Mapping[str, Dictionary],
+    sites: Iterable[str],
+    flow: Flow | None = None,
 ) -> dict[str, StoredRows]:
     """The stores of these sites: each of its dictionary's rows, all with the same inputs and tokens.
 
     Raises:
-        StoreError: a site without a store, rows of another model, site, width or scale, or rows that do not lie side by
-            side.
+        ConfigError: as `dictionary_at`.
+        StoreError: no stores, a site without a store, rows of another model, site, width or scale, or rows that do not
+            lie side by side.
     """
+    if not isinstance(stores, Mapping):
+        raise StoreError(f"Got a {type(stores).__name__} as stores; expected {{site: store}}.")
     chosen: dict[str, StoredRows] = {}
     for site in sites:
         if site not in stores:
@@ -125,7 +137,13 @@ def checked_stores(
                 f"There is no store for {site!r}. {closest(site, stores)}Collect all sites in one call: "
                 "ActivationStore.collect(…, site=[…])."
             )
-        dictionary_at(dictionaries, site).check(stores[site])
+        dictionary = dictionary_at(dictionaries, site, flow)
+        if not isinstance(stores[site], ActivationSource):
+            raise StoreError(
+                f"{site!r} holds a {type(stores[site]).__name__} as its store; expected an ActivationStore. Of rows "
+                "in memory make one: ActivationStore.from_tensor(x, site=…)."
+            )
+        dictionary.check(stores[site])
         chosen[site] = stores[site]
     first = next(iter(chosen.values()), None)
     for store in chosen.values():

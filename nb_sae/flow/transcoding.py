@@ -12,7 +12,9 @@ from torch import Tensor
 
 from nb_sae.errors import ConfigError, ShapeError
 from nb_sae.flow.matching import nearest_rows
+from nb_sae.flow.permutation import mean_activations
 from nb_sae.flow.schema import TRANSCODED
+from nb_sae.flow.settings import check_whole
 from nb_sae.flow.sources import Flow, check_sites, checked_stores, dictionary_at, sources_of
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.dictionary import Dictionary
@@ -82,12 +84,15 @@ def transcode(
     Source:
         Laptev et al. 2025, Analyze Feature Flow, appendix on pairs of SAEs as transcoders.
     """
-    if top < 1:
-        raise ConfigError(f"top={top} must be at least 1.")
+    check_whole(1, top=top)
+    check_whole(seed=seed)
+    check_sites(flow, ())
     wanted = _pairs(flow) if pairs is None else list(pairs)
     if not wanted:
         raise ConfigError(f"No residual site of the flow ({', '.join(flow.sites)}) has another before it. Give pairs=.")
     for pair in wanted:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ConfigError(f"pairs= holds {pair!r}; expected (source site, target site).")
         _check_pair(flow, dictionaries, *pair)
     rows = checked_stores(stores, dictionaries, dict.fromkeys(site for pair in wanted for site in pair))
     lines = []
@@ -96,12 +101,13 @@ def transcode(
             a, b = dictionaries[source], dictionaries[target]
             carries = _carries(flow, others, source, target, a, b, top=top, seed=seed)
             block = rows_at_a_time(chunk_rows, a, b)
-            spans = list(rows[source].chunk_spans(block))
             if fold:
-                means = [_means(dictionaries[site], rows[site], spans) for site in (source, target)]
+                means = [
+                    mean_activations(dictionaries[site], rows[site], chunk_rows=block) for site in (source, target)
+                ]
                 carries = {rule: _folded(carry, *means) for rule, carry in carries.items()}
             quality = RunningQuality(len(carries) + 1)
-            for first, stop in spans:
+            for first, stop in rows[source].chunk_spans(block):
                 _add(quality, a, b, rows[source][first:stop], rows[target][first:stop], list(carries.values()))
                 bar.update(stop - first)
             explained = [1 - one["fvu"] for one in quality.result()]
@@ -120,7 +126,7 @@ def _pairs(flow: Flow) -> list[tuple[str, str]]:
 
 def _check_pair(flow: Flow, dictionaries: Mapping[str, Dictionary], source: str, target: str) -> None:
     check_sites(flow, (source, target))
-    a, b = dictionary_at(dictionaries, source), dictionary_at(dictionaries, target)
+    a, b = (dictionary_at(dictionaries, site, flow) for site in (source, target))
     if a.d_in != b.d_in:
         raise ShapeError(
             f"{source!r} has width {a.d_in}, {target!r} {b.d_in}: their directions cannot be compared. Pair two sites "
@@ -175,16 +181,6 @@ def _of_flow(flow: Flow, source: str, target: str, sources: int) -> _Carry:
 def _partners(partner: Int[Tensor, " sources"]) -> _Carry:
     """One target each; −1: none, and the activation goes nowhere."""
     return _Carry(partner.clamp_min(0)[:, None], (partner >= 0).float()[:, None])
-
-
-def _means(dictionary: Dictionary, store: StoredRows, spans: Sequence[tuple[int, int]]) -> Float[Tensor, " d_sae"]:
-    """Mean activation of every latent over the rows on which it is active; 0 where it never is."""
-    total, count = torch.zeros(dictionary.d_sae, dtype=torch.double), torch.zeros(dictionary.d_sae, dtype=torch.double)
-    for first, stop in spans:
-        latents = dictionary.encode(store[first:stop]).cpu()
-        total += latents.double().sum(0)
-        count += (latents != 0).sum(0)
-    return (total / count.clamp_min(1)).float()
 
 
 def _folded(carry: _Carry, mean_a: Tensor, mean_b: Tensor) -> _Carry:

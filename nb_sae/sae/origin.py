@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from nb_sae.errors import StoreError
-from nb_sae.types import ActivationSource, RowStatistics
+from nb_sae.errors import ConfigError, StoreError
+from nb_sae.types import ActivationSource, HookedModel, RowStatistics
 
 TOLERANCE = 1e-4
 """How far the mean may be off, in units of the rows' spread, for rows to be the same ones."""
@@ -124,3 +124,25 @@ class Origin:
             header["target_site"],
             target,
         )
+
+
+def check_model(model: Any, dictionary: Any, site: str | None = None) -> None:
+    """Refuse what is no model, and another model than the one whose rows a dictionary was trained on.
+
+    Args:
+        model: From `load_lm` or `load_clip`.
+        dictionary: Says which model it is of, if it knows.
+        site: How the message calls the dictionary; None: its own site.
+
+    Raises:
+        ConfigError: says what was given and what was expected.
+    """
+    if not isinstance(model, HookedModel):
+        raise ConfigError(f"Got a {type(model).__name__} as the model; expected one from load_lm() or load_clip().")
+    for what, given in (("model", model.name), ("revision", model.revision)):
+        trained = getattr(dictionary, what)
+        if trained is not None and given is not None and given != trained:
+            raise ConfigError(
+                f"The dictionary of {(site or dictionary.site)!r} was trained on {what} {trained!r}; the given model "
+                f"is {what} {given!r}. Load the model it was trained on."
+            )
