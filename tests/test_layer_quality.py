@@ -177,10 +177,28 @@ def test_what_does_not_fit_is_refused_by_name(lm, clip, ids):
         recovered(lm, identity(8), ids, progress=False)
     with pytest.raises(ConfigError, match="is a language model"):
         recovered(lm, identity(), ids, labels=[1], prompts=["a", "b"], progress=False)
-    with pytest.raises(ConfigError, match="Got a Linear; expected a model"):
+    with pytest.raises(ConfigError, match="Got a Linear as the model"):
         recovered(torch.nn.Linear(2, 2), identity(), ids, progress=False)
     with pytest.raises(InputError, match="no next token to predict"):
         recovered(lm, identity(), ids[:, :1], progress=False)
+    mean = {"mean": torch.zeros(WIDTH), "mean_square_distance": 1.0}
+    for given, message in (
+        ({"ablate": "zeros"}, "ablate='zeros': use 'zero' or 'mean'"),
+        ({"k": 2.5}, "k=2.5: expected a whole number"),
+        ({"k": []}, "asks for nothing"),
+        ({"dictionaries": None}, "Got a NoneType; expected the dictionaries"),
+        ({"dictionaries": {SITE: None}}, "holds a NoneType; expected a Dictionary"),
+        ({"dictionaries": {"transformer.h.0": identity()}}, "holds the dictionary of"),
+        ({"dictionaries": identity(model="other")}, "trained on model 'other'"),
+    ):
+        asked = {"dictionaries": identity(**mean), "progress": False, **given}
+        with pytest.raises(ConfigError, match=message):
+            recovered(lm, asked.pop("dictionaries"), ids, **asked)
+
+
+def test_a_k_that_is_asked_for_twice_is_counted_once(lm, ids):
+    once, twice = (recovered(lm, half(), ids, k=k, progress=False) for k in ([2], [2, 2]))
+    assert twice.equals(once)
 
 
 # --- CLIP ---
@@ -301,6 +319,10 @@ def test_layer_quality_refuses_what_does_not_belong_together(lm, ids):
         layer_quality({site: one}, {site: planted_store("transformer.h.1", 0)})
     with pytest.raises(ConfigError, match="both model= and inputs="):
         layer_quality({site: one}, {site: store}, model=lm)
+    with pytest.raises(ConfigError, match="Got a Dictionary; expected the dictionaries as"):
+        layer_quality(one, {site: store})
+    with pytest.raises(StoreError, match="Got a NoneType as stores"):
+        layer_quality({site: one}, None)
 
 
 # --- the figure ---

@@ -70,6 +70,9 @@ def test_a_splice_says_what_it_cannot_do():
     assert small(site=None).splice(site="2").site == "2"
     with pytest.raises(ConfigError, match="transcoder reads '0' and writes 'other'"):
         small(target="other").splice()
+    for wrong in (2.5, "2", True):
+        with pytest.raises(ConfigError, match=f"k={wrong!r} is outside"):
+            dictionary_of(torch.eye(4), site="0").splice(wrong)
     with pytest.raises(ConfigError, match="k=17 is outside"):
         small().splice(17)
     with pytest.raises(ShapeError, match=r"\(2, 5\) were given"):

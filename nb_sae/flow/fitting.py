@@ -7,7 +7,7 @@ from typing import Any
 
 from nb_sae.errors import ConfigError, HookError, ShapeError, StoreError, closest
 from nb_sae.flow.routes import Route, places
-from nb_sae.flow.sources import dictionary_at
+from nb_sae.flow.sources import named_dictionaries
 from nb_sae.layers import Place
 from nb_sae.models.parts import parts
 from nb_sae.sae.dictionary import Dictionary
@@ -28,8 +28,7 @@ def checked(dictionaries: Mapping[str, Dictionary], model: Any, kinds: Mapping[s
         raise ConfigError(
             f"{given} was given; a flow needs the dictionaries of at least two sites, as {{site: dictionary}}."
         )
-    for site in dictionaries:
-        dictionary_at(dictionaries, site)
+    named_dictionaries(dictionaries)
     for what in ("model", "revision"):
         known = {getattr(one, what): site for site, one in dictionaries.items() if getattr(one, what)}
         if len(known) > 1:

@@ -10,6 +10,7 @@ import polars as pl
 from nb_sae.errors import ConfigError, StoreError, closest
 from nb_sae.flow.recovered import Ablate, measure
 from nb_sae.flow.schema import LAYER_QUALITY
+from nb_sae.flow.sources import named_dictionaries
 from nb_sae.layers import in_order, place_of
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.dictionary import Dictionary
@@ -53,8 +54,9 @@ def layer_quality(
         ConfigError: no dictionaries, one of `model` and `inputs` without the other, or as `ns.recovered`.
         StoreError: a site without rows, or rows of another site, model or scale.
     """
-    if not dictionaries:
-        raise ConfigError("No dictionaries were given. Give {site: dictionary}.")
+    dictionaries = named_dictionaries(dictionaries)
+    if not isinstance(stores, Mapping):
+        raise StoreError(f"Got a {type(stores).__name__} as stores; expected {{site: store}}.")
     if (model is None) != (inputs is None):
         raise ConfigError("loss_recovered needs both model= and inputs=. Give both, or leave out both.")
     for site, one in dictionaries.items():

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError, InputError, ShapeError
 from nb_sae.flow.contexts import Contexts
 from nb_sae.flow.schema import RECOVERED
+from nb_sae.flow.settings import check_whole
+from nb_sae.flow.sources import named_dictionaries
 from nb_sae.hooks import intervene
 from nb_sae.models.clip import ClipModel
 from nb_sae.models.contexts import Batch
@@ -23,6 +25,8 @@ from nb_sae.models.next_token import losses_of
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.metrics import loss_recovered
+from nb_sae.sae.metrics.downstream import kl_of_rows
+from nb_sae.sae.origin import check_model
 from nb_sae.types import Edit, Modality
 
 Ablate = Literal["zero", "mean"]
@@ -70,7 +74,7 @@ def recovered(
 
     Raises:
         ConfigError: an encoder or a model without a head (no next token); no mean for `ablate="mean"`; labels without
-            prompts; a dictionary without a site, or a transcoder.
+            prompts; a dictionary without a site, of another site or model, or a transcoder.
         HookError: a site that the model lacks, or of the other tower.
         ShapeError: a dictionary of another width than its site.
         InputError: no inputs, or another number of labels.
@@ -79,7 +83,7 @@ def recovered(
         Bricken et al. 2023, Towards Monosemanticity (loss recovered); KL: Rajamanoharan et al. 2024, arXiv:2404.16014.
     """
     named = _by_site(dictionaries)
-    ks = {site: _ks(one, k) for site, one in named.items()}
+    ks = dict.fromkeys(named, _ks(k))
     return measure(
         model, named, inputs, ks, ablate=ablate, labels=labels, prompts=prompts, templates=templates,
         special_tokens=special_tokens, batch=batch, progress=progress,
@@ -101,6 +105,10 @@ def measure(
     progress: bool = True,
 ) -> pl.DataFrame:
     """`recovered` with the k's of every site: None is the trained rule."""
+    if ablate not in get_args(Ablate):
+        raise ConfigError(f"ablate={ablate!r}: use 'zero' or 'mean' (of the dictionary's training rows).")
+    for site, one in named.items():
+        check_model(model, one, site)
     contexts = Contexts(model, inputs, batch=batch, special_tokens=special_tokens)
     output = _output_of(model, contexts.modality, labels, prompts, templates, len(contexts))
     splices = [_Splice(site, k, one, ablate) for site, one in named.items() for k in (ABLATED, *ks[site])]
@@ -221,9 +229,8 @@ class _NextToken:
         sums["count"] += int(predicted.sum())
         sums["cross_entropy"] += float(losses[predicted].sum())
         if found is not clean:
-            sums["kl"] += sum(
-                _kl(clean[row, :-1][mask], found[row, :-1][mask]) for row, mask in enumerate(predicted)
-            )  # fmt: skip
+            for row, mask in enumerate(predicted):
+                sums["kl"] += float(kl_of_rows(clean[row, :-1][mask], found[row, :-1][mask]).sum())
 
     def result(self, clean: dict[str, Any], spliced: dict[str, Any], ablated: dict[str, Any]) -> Result:
         count = clean["count"]
@@ -265,12 +272,6 @@ class _Embedding:
             yield name, (1 - means[0], 1 - means[1], 1 - means[2]), (means[0], means[1], means[2]), clean["count"]
 
 
-def _kl(clean: Float[Tensor, "tokens vocabulary"], found: Float[Tensor, "tokens vocabulary"]) -> float:
-    """Sum over tokens of KL(p ‖ q), nats."""
-    log_p, log_q = F.log_softmax(clean.double(), -1), F.log_softmax(found.double(), -1)
-    return float(torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q)).sum())  # 0 · log 0 is 0
-
-
 def _output_of(
     model: Any,
     modality: Modality,
@@ -283,32 +284,38 @@ def _output_of(
         if labels is not None or prompts is not None:
             raise ConfigError(f"{model.name} is a language model: labels= and prompts= are for CLIP. Leave them out.")
         return _NextToken(model)
-    if not isinstance(model, ClipModel):
-        raise ConfigError(f"Got a {type(model).__name__}; expected a model from load_lm() or load_clip().")
     if (labels is None) != (prompts is None):
         raise ConfigError("Zero-shot accuracy needs both labels= (a number for every input) and prompts=. Give both.")
     if labels is None or prompts is None:
         return _Embedding(model, modality, None, None)
     if modality == "text":
         raise ConfigError("Zero-shot accuracy is of pictures. Give pictures, or leave out labels= and prompts=.")
-    numbers = torch.as_tensor(list(labels))
-    if len(numbers) != inputs or numbers.is_floating_point() or not 0 <= int(numbers.min()) <= int(numbers.max()) < len(
-        prompts
-    ):  # fmt: skip
+    numbers = np.asarray(labels)
+    if (
+        numbers.shape != (inputs,)
+        or numbers.dtype.kind not in "iu"
+        or not ((numbers >= 0) & (numbers < len(prompts))).all()
+    ):
         raise InputError(
-            f"{len(numbers):,} labels were given for {inputs:,} inputs; expected one number from 0 to "
+            f"{len(labels):,} labels were given for {inputs:,} inputs; expected one number from 0 to "
             f"{len(prompts) - 1} for each."
         )
-    return _Embedding(model, modality, model.class_embeddings(prompts, templates).double(), numbers)
+    classes = model.class_embeddings(prompts, templates).double()
+    return _Embedding(model, modality, classes, torch.as_tensor(numbers, dtype=torch.long))
 
 
 def _by_site(dictionaries: Dictionary | Mapping[str, Dictionary]) -> dict[str, Dictionary]:
-    if isinstance(dictionaries, Mapping):
-        if not dictionaries:
-            raise ConfigError("No dictionaries were given. Give one, or {site: dictionary}.")
-        return dict(dictionaries)
-    return {dictionaries.splice().site: dictionaries}
+    if isinstance(dictionaries, Dictionary):
+        return {dictionaries.splice().site: dictionaries}
+    return named_dictionaries(dictionaries)
 
 
-def _ks(dictionary: Dictionary, k: int | Sequence[int] | None) -> list[int | None]:
-    return [None] if k is None else [k] if isinstance(k, int) else [int(one) for one in k]
+def _ks(k: int | Sequence[int] | None) -> list[int | None]:
+    if k is None:
+        return [None]
+    listed = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else [k]
+    if not listed:
+        raise ConfigError("k=[] asks for nothing. Give numbers of active latents per row, or leave it out.")
+    for one in listed:
+        check_whole(1, k=one)
+    return [*dict.fromkeys(map(int, listed))]

@@ -77,6 +77,14 @@ def sources_of_latent(flow: Flow, site: str, latent: int, source: str) -> list[i
     return flow.edges.filter(of).sort("rank")["source_latent"].to_list()
 
 
+def named_dictionaries(dictionaries: Mapping[str, Dictionary]) -> dict[str, Dictionary]:
+    """All of them, at least one. Raises `ConfigError` for none, and as `dictionary_at`."""
+    if isinstance(dictionaries, Mapping) and not dictionaries:
+        raise ConfigError("No dictionaries were given. Give {site: dictionary}.")
+    sites = dictionaries if isinstance(dictionaries, Mapping) else ("",)
+    return {site: dictionary_at(dictionaries, site) for site in sites}
+
+
 def dictionary_at(dictionaries: Mapping[str, Dictionary], site: str, flow: Flow | None = None) -> Dictionary:
     """The dictionary of a site; with `flow` of as many latents as the flow was made of.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,8 +43,8 @@ class Spliceable:
                 f"A transcoder reads {self.site!r} and writes {self.target or 'other rows'!r}: what it gives are no "
                 "rows of the site that it reads. Splice an SAE of the site."
             )
-        if k is not None and not 1 <= k <= self.d_sae:
-            raise ConfigError(f"k={k} is outside [1, d_sae={self.d_sae}]. Ask for fewer active latents per row.")
+        if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= self.d_sae):
+            raise ConfigError(f"k={k!r} is outside [1, d_sae={self.d_sae}]. Ask for fewer active latents per row.")
         label = f"the reconstruction at {place!r}" + (f" with k={k}" if k else "")
         return Edit(place, lambda x: spliced(self, x, k, keep_error=keep_error), label)
 

@@ -141,12 +141,19 @@ def prediction_kl(
         raise ShapeError(
             f"Logits of {clean.shape[-1]} and of {spliced.shape[-1]} classes were given; expected as many."
         )
-    log_p, log_q = F.log_softmax(clean.double(), -1), F.log_softmax(spliced.double(), -1)
-    kl = torch.where(log_p == -math.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)  # 0 · log 0 is 0
+    kl = kl_of_rows(clean, spliced)
     kl = kl.flatten() if keep is None else kl[keep]
     if not len(kl):
         raise ConfigError("No prediction is left to compare. Give a mask that keeps some.")
     return float(kl.mean())
+
+
+def kl_of_rows(
+    clean: Float[Tensor, "*batch classes"], other: Float[Tensor, "*batch classes"]
+) -> Float[Tensor, "*batch"]:
+    """KL(p_clean ‖ p_other) of each prediction, nats, double; from logits or log-probabilities."""
+    log_p, log_q = F.log_softmax(clean.double(), -1), F.log_softmax(other.double(), -1)
+    return torch.where(log_p == -math.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1)  # 0 · log 0 is 0
 
 
 @torch.no_grad()
