@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from nb_sae.errors import ConfigError
 from nb_sae.flow.contexts import Contexts
 from nb_sae.models.contexts import Batch
-from nb_sae.models.tokens import plain_ids
+from nb_sae.sae.metrics.downstream import kl_of_rows
 
 
 class Readout(Protocol):
@@ -64,7 +63,7 @@ class TokenReadout:
 
     def cost(self, clean: Tensor, moved: Tensor) -> Float[Tensor, " positions"]:
         """KL(clean ‖ moved), nats."""
-        return (clean.exp() * (clean - moved)).sum(-1)
+        return kl_of_rows(clean, moved)
 
 
 class CosineReadout:
@@ -97,20 +96,10 @@ class CosineReadout:
 
 def token_numbers(model: Any, tokens: Sequence[str | int], vocabulary: int) -> list[int]:
     """Ids of tokens that are given by id or as text. Raises `ConfigError` for a text that is not one token."""
-    numbers = []
-    for token in tokens:
-        if isinstance(token, str):
-            if model.tokenizer is None:
-                raise ConfigError(f"{model.name} has no tokenizer to look up {token!r}. Give token ids.")
-            ids = plain_ids(model.tokenizer, token)
-            if len(ids) != 1:
-                pieces = ", ".join(map(repr, model.token_strings(ids)))
-                raise ConfigError(f"{token!r} is {len(ids)} tokens ({pieces}); expected one. Give one of them.")
-            numbers.append(ids[0])
-            continue
-        if isinstance(token, bool) or not isinstance(token, int | np.integer) or not 0 <= token < vocabulary:
-            raise ConfigError(f"toward= holds {token!r}; expected a token as text, or its id 0 … {vocabulary - 1}.")
-        numbers.append(int(token))
+    numbers = [model.token_id(token) for token in tokens]
+    wrong = next((one for one in numbers if one >= vocabulary), None)
+    if wrong is not None:
+        raise ConfigError(f"toward= holds {wrong}; expected a token as text, or its id 0 … {vocabulary - 1}.")
     return numbers
 
 

@@ -73,8 +73,14 @@ class PicturePreprocessor:
     transform: Callable[[Any], Tensor]
 
     def __call__(self, picture: Any) -> Prepared:
-        """Raises `ShapeError` if the transform gives no `(3, h, w)` tensor."""
-        pixels = self.transform(picture)
+        """Raises `InputError` for what the transform does not take, `ShapeError` if it gives no `(3, h, w)` tensor."""
+        try:
+            pixels = self.transform(picture)
+        except (TypeError, AttributeError) as error:
+            raise InputError(
+                f"The model's preprocessing does not take a {type(picture).__name__} ({error}). Give pictures; for "
+                "files ns.images(folder)."
+            ) from error
         if not isinstance(pixels, Tensor) or pixels.ndim != 3:
             given = tuple(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
             raise ShapeError(f"preprocess gave {given}; expected a (3, h, w) tensor. Pass one picture's transform.")
@@ -228,6 +234,8 @@ class ClipModel:
         """Preprocessed pixels `(image, 3, h, w)` of what `encode_image` takes, at most `batch` at a time.
 
         Raises:
+            ConfigError: less than one at a time.
+            InputError: what is no picture.
             ShapeError: a tensor that holds no preprocessed pictures.
         """
         if isinstance(images, Tensor):
@@ -237,6 +245,10 @@ class ClipModel:
             return
         if isinstance(images, Image.Image):
             images = [images]
+        if not hasattr(images, "__len__") or isinstance(images, str):
+            raise InputError(f"Got a {type(images).__name__}; expected pictures. For files give ns.images(folder).")
+        if batch < 1:
+            raise ConfigError(f"batch={batch}: expected at least one picture per forward pass.")
         prepare = self.preprocessor("image")
         for start in range(0, len(images), batch):
             stop = min(start + batch, len(images))
@@ -293,7 +305,17 @@ class ClipModel:
         return torch.randint(0, size if isinstance(size, int) else 2, like.shape, generator=generator)
 
     def _image_forward(self, pixels: Tensor) -> Tensor:
-        return _encode(self.module, "encode_image", pixels.to(self.device, _pixel_dtype(self.module)))
+        try:
+            return _encode(self.module, "encode_image", pixels.to(self.device, _pixel_dtype(self.module)))
+        except RuntimeError as error:
+            side = getattr(getattr(self.module, "visual", None), "image_size", None)
+            expected = (3, *((side, side) if isinstance(side, int) else side or ()))
+            if side is None or tuple(pixels.shape[1:]) == expected:
+                raise
+            raise ShapeError(
+                f"Got pixels of shape {tuple(pixels.shape)}; {self.name} takes {expected} each. Prepare pictures with "
+                "preprocessor('image')."
+            ) from error
 
     def _text_forward(self, ids: Tensor) -> Tensor:
         check_vocabulary(ids, getattr(self.module, "vocab_size", None))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from nb_sae.types import Modality, Site
 
 DEFAULT_CONTEXT_TOKENS = 128
 _PROBE_TOKENS = 7
+_ID_TYPES = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
 
 def load_lm(
@@ -95,6 +97,7 @@ class LanguageModel:
         )
         self._arguments = _forward_arguments(module)
         self._sees_ahead: bool | None = None
+        self._tokens: int | None = None
         self._vocabulary = _embeddings(module)
         self._padding_id = _padding_id(tokenizer, module)
         self._sites = SiteTable(self, {"text": self._probe_batch}, text_positions=self.context_tokens)
@@ -106,6 +109,39 @@ class LanguageModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return module_device(self.module)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are: of a padded vocabulary those that the tokenizer has."""
+        if self._tokens is None:
+            size = self._vocabulary
+            if size is None:
+                with torch.no_grad():
+                    size = self.logits(torch.zeros(1, 1, dtype=torch.long)).shape[-1]
+            known = len(self.tokenizer) if hasattr(self.tokenizer, "__len__") else 0
+            self._tokens = min(size, known) or size
+        return self._tokens
+
+    def token_id(self, token: str | int) -> int:
+        """The id of a token that is given by its id, or as a text that is one token (mind the leading space: " Paris").
+
+        Raises:
+            ConfigError: a text that is not one token, no tokenizer, or no id from 0 on.
+        """
+        if not isinstance(token, str):
+            if isinstance(token, bool) or not isinstance(token, int | np.integer) or token < 0:
+                raise ConfigError(f"{token!r} is no token. Give its id, a whole number from 0 on, or its text.")
+            return int(token)
+        if self.tokenizer is None:
+            raise ConfigError(f"{self.name} was loaded without a tokenizer. Give the token's id in place of {token!r}.")
+        ids = plain_ids(self.tokenizer, token)
+        if len(ids) == 1:
+            return ids[0]
+        pieces = ", ".join(map(repr, self.token_strings(ids))) or "none"
+        raise ConfigError(
+            f"{token!r} is {len(ids)} tokens for {self.name} ({pieces}); expected one. Mind the leading space, choose "
+            "a word that is one token, or give a token's id."
+        )
 
     def hook_names(self) -> list[str]:
         """Every site that gives rows, in the order of the forward pass; hook names with their aliases."""
@@ -190,6 +226,8 @@ class LanguageModel:
             ConfigError: an encoder, or a model without a head.
             InputError: nothing to predict.
         """
+        if batch < 1:
+            raise ConfigError(f"batch={batch}: expected at least one context per forward pass.")
         losses = torch.cat(
             [self.token_losses(ids).flatten().cpu() for ids in self.contexts(inputs).split(batch)]
         ).double()
@@ -229,6 +267,8 @@ class LanguageModel:
             self._require_ids(inputs)
             return inputs
         prepare = self.preprocessor()
+        if not hasattr(inputs, "__len__"):
+            raise InputError(f"Got a {type(inputs).__name__}; expected texts, a text, or token ids. Give those.")
         texts = [inputs] if isinstance(inputs, str) else [inputs[i] for i in range(len(inputs))]
         if not texts:
             raise InputError("No texts were given; expected at least one.")
@@ -271,10 +311,12 @@ class LanguageModel:
         return self.forward, torch.zeros(size, min(_PROBE_TOKENS, self.context_tokens), dtype=torch.long)
 
     def _require_ids(self, batch: Tensor) -> None:
-        if batch.ndim != 2 or batch.is_floating_point():
+        known = isinstance(batch, Tensor)
+        if not known or batch.ndim != 2 or batch.dtype not in _ID_TYPES or not len(batch):
+            given = f"{batch.dtype} of shape {tuple(batch.shape)}" if known else f"a {type(batch).__name__}"
             raise ShapeError(
-                f"Got {batch.dtype} of shape {tuple(batch.shape)}; expected (context, position) token ids. "
-                "Prepare texts with preprocessor('text')."
+                f"Got {given}; expected (context, position) token ids, at least one context. Prepare texts with "
+                "preprocessor('text')."
             )
         self._allowed(batch.shape[1])
         check_vocabulary(batch, self._vocabulary)

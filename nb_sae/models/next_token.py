@@ -73,8 +73,8 @@ def room_for(prompt: int, tokens: int, longest: int | None, name: str) -> None:
     """
     if prompt < 1:
         raise InputError(f"The prompt has no tokens; expected at least one. Give {name} a text to begin with.")
-    if tokens < 1:
-        raise ConfigError(f"tokens={tokens} asks for nothing; expected 1 or more. Raise tokens=.")
+    if not isinstance(tokens, int) or tokens < 1:
+        raise ConfigError(f"tokens={tokens!r} asks for nothing; expected 1 or more. Raise tokens=.")
     if longest is not None and prompt > longest:
         raise InputError(
             f"The prompt has {prompt} tokens; {name} sees at most {longest} of them at a time. Shorten the prompt."
@@ -109,10 +109,12 @@ def write_on(
         temperature: Divides the logits before drawing.
 
     Raises:
-        ConfigError: `temperature` is not above 0.
+        ConfigError: `temperature` is not above 0, or a seed that is no whole number.
     """
     if not temperature > 0:
         raise ConfigError(f"temperature={temperature} is not above 0. Leave seed out for the most probable tokens.")
+    if seed is not None and not isinstance(seed, int):
+        raise ConfigError(f"seed={seed!r}: expected a whole number, or None for the most probable tokens.")
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     text = torch.tensor([ids])
     for _ in range(tokens):

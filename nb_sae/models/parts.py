@@ -83,7 +83,7 @@ def layer_sites(
         ConfigError: unknown lane; a model whose blocks nb_sae does not know; or one whose attention and MLP do not
             give what the block adds.
     """
-    wanted = [lanes] if isinstance(lanes, str) else list(lanes)
+    wanted: list[Any] = list(lanes) if isinstance(lanes, list | tuple) else [lanes]
     wrong = next((lane for lane in wanted if lane not in LANES), None)
     if wrong is not None or not wanted:
         hint = closest(str(wrong), LANES)

@@ -125,11 +125,16 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 def check_vocabulary(ids: Tensor, size: object) -> None:
     """Raise `InputError` for ids that a model has no embedding for; on a GPU they would take the process down."""
-    if isinstance(size, int) and ids.numel() and int(ids.max()) >= size:
+    if not ids.numel():
+        return
+    least, most = int(ids.min()), int(ids.max())
+    if isinstance(size, int) and most >= size:
         raise InputError(
-            f"Token id {int(ids.max())} is outside the model's vocabulary of {size}: the texts were prepared with the "
-            "tokenizer of another model. Load the model with its own tokenizer=."
+            f"Token id {most} is outside the model's vocabulary of {size}: the texts were prepared with the tokenizer "
+            "of another model. Load the model with its own tokenizer=."
         )
+    if least < PADDING:
+        raise InputError(f"Token id {least} is negative; expected ids from 0 on, {PADDING} on padding. Give other ids.")
 
 
 def encodable(text: str) -> str:

@@ -340,9 +340,9 @@ class Parts(ABC):
         return f"The {self.tower} tower of {display_name(self.model)}" if self._clip else display_name(self.model)
 
     def _require(self, layer: int) -> None:
-        if not 0 <= layer < len(self.blocks):
+        if not isinstance(layer, int) or not 0 <= layer < len(self.blocks):
             raise ConfigError(
-                f"layer={layer} does not exist in {self._title}; expected 0 to {len(self.blocks) - 1}. "
+                f"layer={layer!r} does not exist in {self._title}; expected 0 to {len(self.blocks) - 1}. "
                 "Blocks are counted from 0."
             )
 
