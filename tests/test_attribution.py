@@ -420,7 +420,7 @@ BAD = {
     "NaN": ({"metric": lambda logits: logits[-1, 3] * torch.nan}, NonFiniteError, "For input 0, your metric is nan"),
     "NaN slope": ({"metric": lambda logits: (logits[-1, 3] * 0).sqrt()}, NonFiniteError, "gradient of your metric"),
     "no such position": ({"metric": logit(3, position=9)}, ShapeError, "position=9: the prompt has 6 tokens"),
-    "no such token": ({"metric": logit(99)}, ConfigError, "expected logits"),
+    "no such token": ({"metric": logit(99)}, ConfigError, "Token 99 is none of linear, which has 0 … 10"),
     "token without tokenizer": ({"metric": logit("a")}, ConfigError, "Give the token's id"),
     "cosine of a language model": ({"metric": cosine_to("a hat")}, ConfigError, "cosine_to needs a CLIP"),
     "no ids": ({"inputs": torch.zeros(0, 4, dtype=torch.long)}, InputError, "hold nothing"),

@@ -69,7 +69,7 @@ class TokenLens:
     def __init__(self, model: Any) -> None:
         found = parts(model)
         unembed, _ = found.unembed
-        known = _known_tokens(model, unembed.shape[1])
+        known = min(unembed.shape[1], model.vocabulary)
         self.model = model
         self.unembed: Float[Tensor, "d_model vocabulary"] = unembed[:, :known]
         """Of the tokens that the tokenizer has: the rest of a padded vocabulary means nothing."""
@@ -153,6 +153,7 @@ def logit_lens(
         the final projection layer".
     """
     check_top(top)
+    check_model(model, dictionary)
     chosen = _chosen(latents, dictionary.d_sae)
     lens = TokenLens(model)
     _check_dictionary(lens, dictionary)
@@ -244,8 +245,8 @@ def _check_dictionary(lens: TokenLens, dictionary: Dictionary) -> None:
 
 def check_top(top: int) -> None:
     """Raises `ConfigError` for a number of tokens that the table cannot hold."""
-    if not 1 <= top <= MOST_TOKENS:
-        raise ConfigError(f"top={top} is outside 1 … {MOST_TOKENS} tokens. Choose another.")
+    if not isinstance(top, int) or not 1 <= top <= MOST_TOKENS:
+        raise ConfigError(f"top={top!r} is outside 1 … {MOST_TOKENS} tokens. Choose another.")
 
 
 def _chosen(latents: Sequence[int] | None, d_sae: int) -> NDArray[np.int64]:
@@ -257,14 +258,6 @@ def _chosen(latents: Sequence[int] | None, d_sae: int) -> NDArray[np.int64]:
     if chosen.min() < 0 or chosen.max() >= d_sae:
         raise ConfigError(f"latents holds {chosen.min()} … {chosen.max()}; this dictionary has 0 … {d_sae - 1}.")
     return chosen.astype(np.int64)
-
-
-def _known_tokens(model: Any, vocabulary: int) -> int:
-    """How many of the unembedding's columns are tokens of the tokenizer; all where it does not say."""
-    try:
-        return min(vocabulary, len(model.tokenizer)) or vocabulary
-    except (AttributeError, TypeError):
-        return vocabulary
 
 
 def _words(model: Any, ids: NDArray[np.int64]) -> dict[int, str]:

@@ -21,6 +21,7 @@ from nb_sae.hooks import intervene
 from nb_sae.models.lm import LanguageModel
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import latent_number, listed
+from nb_sae.sae.origin import check_model
 from nb_sae.types import HookedModel
 
 STRONGEST = 64
@@ -170,9 +171,10 @@ def reader(
         next_token: Whether to measure the effect on the next token, where the model predicts one.
 
     Raises:
-        ConfigError: no site is known, or the model takes no texts.
+        ConfigError: another model than the dictionary's, no site is known, or the model takes no texts.
         HookError: the model has no such site, or one row per text.
     """
+    check_model(model, dictionary, site)
     where = site or dictionary.site
     if where is None:
         raise ConfigError("The dictionary does not say where it was trained. Give site=, one of model.hook_names().")

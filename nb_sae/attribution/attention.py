@@ -19,6 +19,7 @@ from nb_sae.models.lm import LanguageModel
 from nb_sae.models.parts import AttentionParts, Parts, parts
 from nb_sae.models.weights import gain
 from nb_sae.sae.dictionary import Dictionary
+from nb_sae.sae.origin import check_model
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,15 @@ def read_attention(model: Any, dictionary: Dictionary, site: str | None = None) 
         site: Where; None: where the dictionary was trained.
 
     Raises:
-        ConfigError: no site, one that is no attention of this model, or an attention that cannot be taken apart.
+        ConfigError: another model than the dictionary's, no site, one that is no attention of this model, or an
+            attention that cannot be taken apart.
         ShapeError: the dictionary has another width.
     """
     if not isinstance(model, LanguageModel | ClipModel):
         raise ConfigError(
             f"Got a {type(model).__name__} as the model; expected one from load_lm() or load_clip(). Load it with them."
         )
+    check_model(model, dictionary, site)
     name = site or dictionary.site
     if name is None:
         raise ConfigError("This dictionary does not say which site it is of. Give site=, the name of an attention.")
@@ -110,7 +113,7 @@ def _found(model: TowerModel, name: str) -> ReadAttention:
             sites.append(block.attention)
             # The names of transformer_lens have aliases; elsewhere a name of another family may be another place.
             alias = bool(hook_points(model.module)) and place is not None and place == place_of(block.attention)
-            if name == block.attention or alias or name.startswith(block.attention.rpartition(".")[0]):
+            if name == block.attention or alias or name.startswith(f"{block.attention.rpartition('.')[0]}."):
                 weights = tower.attention(block.layer)
                 if name == weights.site:
                     return ReadAttention(tower, weights, name, before_output=False, after=None)

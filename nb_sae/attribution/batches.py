@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -114,8 +114,8 @@ class Batches(Sequence[Batch]):
     def __init__(
         self, model: TowerModel, modality: Modality, inputs: Any, batch: int, *, special_tokens: bool = False
     ) -> None:
-        if batch < 1:
-            raise ConfigError(f"batch={batch}: expected at least one context per forward pass.")
+        if not isinstance(batch, int) or batch < 1:
+            raise ConfigError(f"batch={batch!r}: expected at least one context per forward pass.")
         self._model, self._modality, self._batch = model, modality, batch
         self._special_tokens = special_tokens
         self._inputs = (_tensor if isinstance(inputs, Tensor) else _listed)(model, modality, inputs)
@@ -232,6 +232,8 @@ def _tensor(model: TowerModel, modality: Modality, given: Tensor) -> Tensor:
 
 def _listed(model: TowerModel, modality: Modality, inputs: Any) -> Any:
     """Inputs as a sequence."""
+    if isinstance(inputs, Mapping):
+        raise InputError("Inputs are a mapping; expected one or a list of them. Give list(inputs.values()).")
     listed: Any = [inputs] if isinstance(inputs, str) or not hasattr(inputs, "__len__") else inputs
     if getattr(listed, "modality", modality) != modality:
         raise InputError(

@@ -94,28 +94,29 @@ def direct_attribution(
         given: One text, picture, row of token ids, or pixels.
         latents: Which.
         targets: Positions whose pre-activation is explained; negative ones count from the end. "strongest": of each
-            latent, the position where it is largest.
+            latent, the position where it is largest, special tokens left out, as in a store.
         site: Where; None: where the dictionary was trained.
 
     Raises:
-        ConfigError: no attention site, no such latent or position, or a table of too many lines.
+        ConfigError: another model than the dictionary's, no attention site, no such latent or position, or a table of
+            too many lines.
         ShapeError: the dictionary has another width.
         InputError: not one input, an empty prompt, or one longer than the context.
 
     Source:
         Kissane et al. 2024, Interpreting Attention Layer Outputs with Sparse Autoencoders, arXiv:2406.17759, section 4.
     """
+    read = read_attention(model, dictionary, site)
     chosen = list(dict.fromkeys(latent_number(one, None, dictionary.d_sae) for one in listed(latents)))
     if not chosen:
         raise ConfigError("No latents were given. Name at least one.")
-    read = read_attention(model, dictionary, site)
     batches = Batches(model, read.parts.tower, given, 1)
     if len(batches) != 1:
         raise InputError("Several inputs were given; one is taken apart at a time. Give one, such as texts[0].")
     batch = batches[0]
     run = read.parts.attention_run(batch.given, [read.weights.layer])[read.weights.layer]
     taken = _Taken.of(model, read, dictionary, batch, run, chosen)
-    places = [_places(targets, taken.pre[:, j], taken.real) for j in range(len(chosen))]
+    places = [_places(targets, taken.pre[:, j], taken.real, taken.counted) for j in range(len(chosen))]
     heads, positions = run.pattern.shape[1], run.pattern.shape[3]
     lines = sum(len(one) for one in places) * heads * positions
     if lines > MOST_LINES:
@@ -154,6 +155,8 @@ class _Taken:
     activation: Float[Tensor, "dst m"]
     real: list[int]
     """Positions that hold a token."""
+    counted: list[int]
+    """Those of them that hold no special one; all where there is no other."""
 
     @classmethod
     def of(
@@ -180,6 +183,8 @@ class _Taken:
         if own.b_O is not None and not read.before_output:
             attention_bias = (scale * row_factor)[:, None] * (own.b_O @ read.gained(W))
         ids = batch.given[0]
+        real = (ids != PADDING).nonzero().flatten().tolist() if ids.ndim == 1 else list(range(len(x)))
+        kept = batch.counted((1, *x.shape))[0]
         return cls(
             pattern=run.pattern[0],
             read_values=torch.einsum("hsk,hkm->hsm", values, read.pulled_back(W)),
@@ -187,7 +192,8 @@ class _Taken:
             bias=attention_bias + constant.to(x).expand(len(x), -1),
             pre=row_factor[:, None] * (x @ W) + constant.to(x),
             activation=activations_of(dictionary, x, latents).to(x),
-            real=(ids != PADDING).nonzero().flatten().tolist() if ids.ndim == 1 else list(range(len(x))),
+            real=real,
+            counted=[place for place in real if kept[place]] or real,
         )
 
     def lines(self, j: int, latent: int, targets: Sequence[int]) -> pl.DataFrame:
@@ -242,16 +248,19 @@ def _after_scale(read: ReadAttention, output: Tensor, x: Tensor) -> Float[Tensor
 
 
 def _places(
-    targets: int | Iterable[int] | Literal["strongest", "all"], pre: Float[Tensor, " dst"], real: list[int]
+    targets: int | Iterable[int] | Literal["strongest", "all"],
+    pre: Float[Tensor, " dst"],
+    real: list[int],
+    counted: list[int],
 ) -> list[int]:
-    if targets == "all":
+    if isinstance(targets, str) and targets == "all":
         return real
-    if targets == "strongest":
-        return [real[int(pre[real].argmax())]]
+    if isinstance(targets, str) and targets == "strongest":
+        return [counted[int(pre[counted].argmax())]]
     if isinstance(targets, str):
         raise ConfigError(f"targets={targets!r} is not known. Use 'strongest', 'all', or positions.")
-    asked = [int(one) for one in listed(targets)]
-    wrong = [one for one in asked if not -len(real) <= one < len(real)]
+    asked: list[Any] = list(listed(targets))
+    wrong = [one for one in asked if not isinstance(one, int | np.integer) or not -len(real) <= one < len(real)]
     if wrong or not asked:
         raise ConfigError(f"targets={asked}: the input has positions 0 … {len(real) - 1}. Choose some of them.")
     return list(dict.fromkeys(real[one] for one in asked))

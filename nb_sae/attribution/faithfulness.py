@@ -21,7 +21,7 @@ Fill = Literal["zero", "mean"]
 def faithfulness(
     readout: Readout,
     order: NDArray[np.unsignedinteger],
-    counts: Sequence[int] | None,
+    counts: int | Sequence[int] | None,
     *,
     fill: Fill,
     orders: int,
@@ -63,13 +63,14 @@ def faithfulness(
     )
 
 
-def _counts(counts: Sequence[int] | None, most: int) -> list[int]:
+def _counts(counts: int | Sequence[int] | None, most: int) -> list[int]:
     if counts is None:
         return sorted({0, most, *(2**power for power in range(most.bit_length()))})
-    wrong = [count for count in counts if not 0 <= count <= most]
-    if wrong or not len(counts):
-        raise ConfigError(f"counts={list(counts)}: expected numbers from 0 to {most}, the latents that are active.")
-    return sorted({int(count) for count in counts})
+    asked = [counts] if isinstance(counts, int) else list(counts)
+    wrong = [count for count in asked if not 0 <= count <= most]
+    if wrong or not asked:
+        raise ConfigError(f"counts={asked}: expected numbers from 0 to {most}, the latents that are active.")
+    return sorted({int(count) for count in asked})
 
 
 def _metric(readout: Readout, off: Sequence[int] | NDArray[np.unsignedinteger], means: Tensor) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nb_sae.attribution.attention import read_attention
 from nb_sae.attribution.schema import HEAD_WEIGHTS
+from nb_sae.errors import ConfigError
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import latent_number, listed
 
@@ -41,13 +42,19 @@ def head_weights(
         `schema.HEAD_WEIGHTS`, a line per latent and head.
 
     Raises:
-        ConfigError: no attention site, or no such latent.
+        ConfigError: another model than the dictionary's, no attention site, no such latent, or a transcoder of the
+            heads, whose decoder writes elsewhere.
         ShapeError: the dictionary has another width.
 
     Source:
         Kissane et al. 2024, Interpreting Attention Layer Outputs with Sparse Autoencoders, arXiv:2406.17759, section 3.
     """
     read = read_attention(model, dictionary, site)
+    if read.before_output and dictionary.is_transcoder:
+        raise ConfigError(
+            f"A transcoder reads the heads at {read.site!r} and writes {dictionary.target or 'other rows'!r}: its "
+            "decoder rows are no blocks of heads. Give an SAE of the heads."
+        )
     numbers = np.arange(dictionary.d_sae)
     if latents is not None:
         numbers = np.unique([latent_number(one, None, dictionary.d_sae) for one in listed(latents)]).astype(np.int64)

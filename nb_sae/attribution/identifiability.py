@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +25,8 @@ BLOCK_BYTES = 64 * 2**20
 
 def checked_labels(labels: Sequence[str | int | None], texts: Sequence[str], inputs: int) -> Int[Tensor, " inputs"]:
     """Number of the own text of every input; −1 where it is not known. Raises `InputError`."""
+    if isinstance(labels, str) or not hasattr(labels, "__len__"):
+        raise InputError(f"labels={labels!r}: expected a list with one label for each of the {inputs} inputs.")
     listed = list(labels)
     if len(listed) != inputs:
         raise InputError(f"{len(listed)} labels were given for {inputs} inputs. Give one for each, None if unknown.")
@@ -53,28 +56,24 @@ def identifiability_frame(lens: VisionLens, own: Int[Tensor, " inputs"], *, draw
         raise ConfigError(f"draws={draws} must be at least 2 sets of random texts.")
     labelled = (own >= 0).nonzero().flatten()
     own = own[labelled]
-    generator = torch.Generator().manual_seed(seed)
-    classes, width = lens.text_vectors.shape
-    random = F.normalize(torch.randn(draws, classes, width, generator=generator), dim=-1)
-    random = torch.cat([random, -random])  # so that which texts are common near these inputs evens out
     lines = []
     for tokens, embedded in (("cls", lens.answers[:, :, None]), ("patches", lens.patches_embedded)):
         before = None
         if embedded is None:
             continue
+        null = _null(lens, embedded, labelled, own, draws=draws, seed=seed)
         for place, (layer, site) in enumerate(zip(lens.layers, lens.sites, strict=True)):
             rows = embedded[labelled, place]
-            cosines = rows @ lens.text_vectors.T
-            mine = _of_own(cosines, own) - cosines.mean(-1)  # what all texts share (the modality gap) tells no class
-            null = np.array([float(_nearness(rows, texts, own).mean()) for texts in random])
-            low, high = np.quantile(null, (0.025, 0.975))
+            # What all texts share (the modality gap) tells no class.
+            mine = torch.einsum("itw,iw->it", rows, lens.text_vectors[own] - lens.text_vectors.mean(0))
+            low, high = np.quantile(null[place], (0.025, 0.975))
             lines.append(
                 {
                     "layer": layer,
                     "site": site,
                     "tokens": tokens,
                     "identifiability": float(_nearness(rows, lens.text_vectors, own).mean()),
-                    "null": float(null.mean()),
+                    "null": float(null[place].mean()),
                     "null_low": float(low),
                     "null_high": float(high),
                     "change": None if before is None else float((mine > before).double().mean()),
@@ -83,6 +82,28 @@ def identifiability_frame(lens: VisionLens, own: Int[Tensor, " inputs"], *, draw
             )
             before = mine
     return pl.DataFrame(lines, schema=IDENTIFIABILITY, orient="row")
+
+
+def _null(
+    lens: VisionLens,
+    embedded: Float[Tensor, "inputs layers tokens embed_dim"],
+    labelled: Int[Tensor, " labelled"],
+    own: Int[Tensor, " labelled"],
+    *,
+    draws: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """`(layers, 2 draws)`: identifiability with random directions for texts; one set of them is held at a time.
+
+    Each set counts reversed too, which turns the ranks round, so that which directions are near evens out.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = np.empty((len(lens.layers), draws))
+    for draw in range(draws):
+        texts = F.normalize(torch.randn(lens.text_vectors.shape, generator=generator), dim=-1)
+        for place in range(len(lens.layers)):
+            found[place, draw] = float(_nearness(embedded[labelled, place], texts, own).mean())
+    return np.concatenate([found, 1 - found], axis=1)
 
 
 def _nearness(

@@ -68,7 +68,8 @@ def neuron_agreement(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
     Raises:
         InputError: tables that are not of `neuron_lens`, or that share no neuron.
     """
-    wrong = [frame.columns for frame in (one, other) if not set(frame.columns) >= {"neuron", "side", "token_id"}]
+    columns = [getattr(frame, "columns", []) for frame in (one, other)]
+    wrong = [names for names in columns if not set(names) >= set(NEURONS)]
     if wrong:
         raise InputError(f"A table with columns {wrong[0]} was given; expected two of nb_sae.neuron_lens(model).")
     first, second = (

@@ -26,6 +26,7 @@ from nb_sae.models.contexts import Batch
 from nb_sae.models.tokens import PADDING
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import latent_number, listed
+from nb_sae.sae.origin import check_model
 from nb_sae.types import Tokens
 
 Method = Literal["gradient", "integrated", "ablation"]
@@ -60,7 +61,7 @@ class Attribution:
 
     def faithfulness(
         self,
-        counts: Sequence[int] | None = None,
+        counts: int | Sequence[int] | None = None,
         *,
         fill: Literal["zero", "mean"] = "zero",
         orders: int = 20,
@@ -146,8 +147,8 @@ def attribute(
         batch: Contexts per forward pass.
 
     Raises:
-        ConfigError: a transcoder, no site, an unknown method or latent, a metric without gradient, an encoder asked for
-            the next token, no inputs, or too many latents to ablate.
+        ConfigError: another model than the dictionary's, a transcoder, no site, an unknown method or latent, a metric
+            without gradient, an encoder asked for the next token, no inputs, or too many latents to ablate.
         HookError: the model has no such site.
         ShapeError: another width, or a metric that gives no single number.
         InputError: an empty prompt, or one longer than the context.
@@ -159,8 +160,9 @@ def attribute(
     """
     if method not in ("gradient", "integrated", "ablation"):
         raise ConfigError(f"method={method!r} is not known. Use 'gradient', 'integrated' or 'ablation'.")
-    if steps < 1 or (per_token is not None and per_token < 0):
-        raise ConfigError(f"steps={steps}, per_token={per_token}: expected at least 1 step and 0 lines.")
+    check_model(model, dictionary, site)
+    if not isinstance(steps, int) or steps < 1 or (per_token is not None and per_token < 0):
+        raise ConfigError(f"steps={steps!r}, per_token={per_token}: expected at least 1 step and 0 lines.")
     chosen = None if latents is None else [latent_number(one, None, dictionary.d_sae) for one in listed(latents)]
     which = {"tokens": tokens, "special_tokens": special_tokens}
     tower = tower_of(model, _site(dictionary, site), inputs, batch=batch, d_in=dictionary.d_in, **which)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +19,6 @@ from nb_sae.errors import ConfigError, NonFiniteError, ShapeError
 from nb_sae.models.clip import ClipModel
 from nb_sae.models.contexts import TowerModel
 from nb_sae.models.lm import LanguageModel
-from nb_sae.models.tokens import plain_ids
 
 Metric = Callable[[Tensor], Any]
 """The output for one input → one number."""
@@ -71,6 +71,7 @@ def cosine_to(target: Any) -> OutputMetric:
     Raises (when used):
         ConfigError: no CLIP.
         ShapeError: an embedding of another width.
+        NonFiniteError: an embedding without a direction.
     """
 
     def make(model: Any) -> Metric:
@@ -79,12 +80,14 @@ def cosine_to(target: Any) -> OutputMetric:
                 f"cosine_to needs a CLIP's embedding; {getattr(model, 'name', model)} gives logits. Use log_prob or "
                 "logit_difference, or a function of the logits."
             )
-        if isinstance(target, Tensor):
-            vector = target.detach().float().to(model.device)
+        if isinstance(target, Tensor | np.ndarray):
+            vector = torch.as_tensor(target).detach().float().to(model.device)
         else:
             vector = (model.encode_text([target]) if isinstance(target, str) else model.encode_image([target]))[0]
         if vector.ndim != 1 or len(vector) != model.embed_dim:
             raise ShapeError(f"cosine_to got shape {tuple(vector.shape)}; expected one embedding ({model.embed_dim},).")
+        if not float(vector.norm()) > 0:  # NaN too
+            raise NonFiniteError("cosine_to got an embedding without a direction (zero or NaN). Give another.")
         unit = F.normalize(vector, dim=-1)
         return lambda embedding: F.normalize(embedding, dim=-1) @ unit
 
@@ -141,14 +144,18 @@ def _of_logits(tokens: list[str | int], position: int, read: Callable[[Tensor, l
                 "function of the embedding."
             )
         model.require_next_token()
-        ids = [_token_id(model, token) for token in tokens]
+        if isinstance(position, bool) or not isinstance(position, int):
+            raise ConfigError(f"position={position!r}: expected a whole number. Choose a position of the prompt.")
+        ids = [model.token_id(token) for token in tokens]
 
         def metric(logits: Tensor) -> Tensor:
-            if logits.ndim != 2 or logits.shape[-1] <= max(ids):
+            if logits.ndim != 2:
                 raise ConfigError(
                     f"{model.name} gave an output of shape {tuple(logits.shape)} for one prompt; expected logits "
                     "(position, vocabulary). Load a model with a language-model head."
                 )
+            if logits.shape[-1] <= max(ids):
+                raise ConfigError(f"Token {max(ids)} is none of {model.name}, which has 0 … {logits.shape[-1] - 1}.")
             if not -len(logits) <= position < len(logits):
                 raise ShapeError(f"position={position}: the prompt has {len(logits)} tokens. Choose one of them.")
             return read(logits[position], ids)
@@ -156,18 +163,3 @@ def _of_logits(tokens: list[str | int], position: int, read: Callable[[Tensor, l
         return metric
 
     return make
-
-
-def _token_id(model: LanguageModel, token: str | int) -> int:
-    if not isinstance(token, str):
-        return int(token)
-    if model.tokenizer is None:
-        raise ConfigError(f"{model.name} was loaded without a tokenizer. Give the token's id in place of {token!r}.")
-    ids = plain_ids(model.tokenizer, token)
-    if len(ids) == 1:
-        return ids[0]
-    pieces = ", ".join(map(repr, model.token_strings(ids))) or "none"
-    raise ConfigError(
-        f"{token!r} is {len(ids)} tokens for {model.name} ({pieces}); expected one. Mind the leading space, choose a "
-        "word that is one token, or give a token's id."
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -25,7 +25,7 @@ CONTEXTS_AT_A_TIME = 4
 
 def head_scores(
     model: Any,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     *,
     tokens: int | None = None,
     contexts: int = CONTEXTS,
@@ -40,7 +40,7 @@ def head_scores(
 
     Args:
         model: From `load_lm`.
-        layers: Numbers of blocks; None: all that have an attention.
+        layers: Numbers of blocks, or one; None: all that have an attention.
         tokens: Different tokens before they repeat; None: 40, or half of what the context holds.
         contexts: Over how many the mean is.
         seed: Of the tokens.
@@ -61,8 +61,7 @@ def head_scores(
     second = torch.arange(start + length, start + 2 * length)
     later = torch.arange(1, start + 2 * length)
     frames = []
-    for layer, pattern in probe.patterns(batch, layers).items():
-        pattern = pattern.mean(0)
+    for layer, pattern in probe.mean(batch, layers).items():
         own, even = (
             {
                 "induction": one[:, second, second - length + 1].mean(-1).tolist(),
@@ -78,9 +77,9 @@ def head_scores(
 
 def induction_curve(
     model: Any,
-    layers: Sequence[int] | None = None,
+    layers: int | Sequence[int] | None = None,
     *,
-    prefixes: Sequence[int] = tuple(range(1, 10)),
+    prefixes: int | Sequence[int] = tuple(range(1, 10)),
     tokens: int | None = None,
     contexts: int = CONTEXTS,
     seed: int = 0,
@@ -98,18 +97,19 @@ def induction_curve(
         short-prefix induction.
     """
     probe = RandomTokens(model, tokens, seed)
-    wrong = [prefix for prefix in prefixes if not 1 <= prefix < probe.tokens]
-    if wrong or not len(prefixes):
-        raise ConfigError(f"prefixes={list(prefixes)}: expected numbers from 1 to {probe.tokens - 1}.")
+    asked = [prefixes] if isinstance(prefixes, int) else list(prefixes)
+    wrong = [prefix for prefix in asked if not 1 <= prefix < probe.tokens]
+    if wrong or not asked:
+        raise ConfigError(f"prefixes={asked}: expected numbers from 1 to {probe.tokens - 1}.")
     frames = []
-    for prefix in prefixes:
+    for prefix in asked:
         once = [probe.draw() for _ in range(_at_least_one(contexts))]
         places = [probe.place(probe.tokens - prefix) for _ in once]
         copied = [torch.cat([one, one[at : at + prefix]]) for one, at in zip(once, places, strict=True)]
         batch = probe.begun(torch.stack(copied))
         after = torch.tensor(places) + prefix + probe.start
-        for layer, pattern in probe.patterns(batch, layers).items():
-            score = pattern[torch.arange(len(batch)), :, -1, after].mean(0)
+        for layer, last in probe.rows_of_last(batch, layers).items():
+            score = last[torch.arange(len(batch)), :, after].mean(0)
             about = {"prefix": [prefix] * len(score), "induction": score.tolist()}
             null = {"null": [1 / batch.shape[1]] * len(score)}
             frames.append(pl.DataFrame({**probe.named(layer, len(score)), **about, **null}, schema=INDUCTION))
@@ -135,16 +135,14 @@ class RandomTokens:
         self.start = len(self._before)
         most = (longest - self.start) // 2
         self.tokens = min(TOKENS, most) if tokens is None else tokens
-        if not 2 <= self.tokens <= most:
+        if not isinstance(self.tokens, int) or not 2 <= self.tokens <= most:
             raise ConfigError(
-                f"tokens={self.tokens}: they come twice in {longest} positions, {self.start} of which are special "
+                f"tokens={self.tokens!r}: they come twice in {longest} positions, {self.start} of which are special "
                 f"tokens; expected 2 to {most}."
             )
         self._parts = parts(model)
-        with torch.no_grad():
-            vocabulary = model.logits(torch.zeros(1, 1, dtype=torch.long)).shape[-1]
         special = special_ids(model.tokenizer) if known else frozenset[int]()
-        self._ids = torch.tensor([one for one in range(vocabulary) if one not in special])
+        self._ids = torch.tensor([one for one in range(model.vocabulary) if one not in special])
         if len(self._ids) < self.tokens:
             raise ConfigError(
                 f"tokens={self.tokens} different ones are needed; {model.name} has {len(self._ids)}. Lower tokens."
@@ -163,17 +161,34 @@ class RandomTokens:
         """The contexts with the special tokens that come before a text."""
         return torch.cat([self._before.expand(len(ids), -1), ids], dim=1)
 
-    def patterns(
-        self, batch: Int[Tensor, "context position"], layers: Sequence[int] | None
-    ) -> Mapping[int, Float[Tensor, "context heads dst src"]]:
-        """Layer → where its heads look, float64 on the CPU."""
+    def mean(
+        self, batch: Int[Tensor, "context position"], layers: int | Sequence[int] | None
+    ) -> Mapping[int, Float[Tensor, "heads dst src"]]:
+        """Layer → where its heads look, the mean over contexts; float64 on the CPU."""
+        total: dict[int, Tensor] = {}
+        for layer, pattern in self._patterns(batch, layers):
+            total[layer] = pattern.sum(0) + total.get(layer, 0)
+        return {layer: one / len(batch) for layer, one in total.items()}
+
+    def rows_of_last(
+        self, batch: Int[Tensor, "context position"], layers: int | Sequence[int] | None
+    ) -> Mapping[int, Float[Tensor, "context heads src"]]:
+        """Layer → where its heads look from the last position, float64 on the CPU."""
+        found: dict[int, list[Tensor]] = {}
+        for layer, pattern in self._patterns(batch, layers):
+            found.setdefault(layer, []).append(pattern[:, :, -1].clone())
+        return {layer: torch.cat(ones) for layer, ones in found.items()}
+
+    def _patterns(
+        self, batch: Int[Tensor, "context position"], layers: int | Sequence[int] | None
+    ) -> Iterator[tuple[int, Float[Tensor, "context heads dst src"]]]:
+        """A few contexts at a time: layer and where its heads look."""
         blocks = self._parts.blocks
-        wanted = [block.layer for block in blocks if block.attention] if layers is None else list(layers)
-        found: dict[int, list[Tensor]] = {layer: [] for layer in wanted}
+        asked = [layers] if isinstance(layers, int) else layers
+        wanted = [block.layer for block in blocks if block.attention] if asked is None else list(asked)
         for some in batch.split(CONTEXTS_AT_A_TIME):
             for layer, (pattern, _) in self._parts.attention_run(some, wanted).items():
-                found[layer].append(pattern.cpu().double())
-        return {layer: torch.cat(ones) for layer, ones in found.items()}
+                yield layer, pattern.cpu().double()
 
     def named(self, layer: int, heads: int) -> dict[str, list[Any]]:
         """The columns that name the heads of a layer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,8 +66,8 @@ class VisionLens:
 
     def top(self, k: int = 5) -> pl.DataFrame:
         """The `k` likeliest texts of every input after every block, `schema.LENS_TOP`."""
-        if not k >= 1:
-            raise ConfigError(f"k={k} must be at least 1 text.")
+        if not isinstance(k, int) or k < 1:
+            raise ConfigError(f"k={k!r}: expected a whole number, at least 1 text.")
         k = min(k, len(self.texts))
         frames = []
         for place, (layer, site) in enumerate(zip(self.layers, self.sites, strict=True)):
@@ -89,7 +91,7 @@ class VisionLens:
         return pl.concat(frames).sort("input_id", "layer", "rank")
 
     def patches(
-        self, layer: int, *, texts: str | Sequence[str] | None = None, inputs: Sequence[int] | None = None
+        self, layer: int, *, texts: str | Sequence[str] | None = None, inputs: int | Sequence[int] | None = None
     ) -> pl.DataFrame:
         """Heat maps over the patches after a block, `schema.LENS_PATCHES`: one line per input and text.
 
@@ -104,7 +106,8 @@ class VisionLens:
         place = self._place(layer)
         wanted = list(self.texts) if texts is None else [texts] if isinstance(texts, str) else list(texts)
         unknown = [text for text in wanted if text not in self.texts]
-        chosen = list(range(len(self.keys))) if inputs is None else [int(one) for one in inputs]
+        asked = [inputs] if isinstance(inputs, int) else inputs
+        chosen = list(range(len(self.keys))) if asked is None else [int(one) for one in asked]
         outside = [one for one in chosen if not 0 <= one < len(self.keys)]
         if unknown or outside:
             missing = f"text {unknown[0]!r}" if unknown else f"input {outside[0]}"
@@ -158,9 +161,9 @@ class VisionLens:
         return identifiability_frame(self, own, draws=draws, seed=seed)
 
     def _place(self, layer: int) -> int:
-        if not -len(self.layers) <= layer < len(self.layers):
+        if not isinstance(layer, int) or not -len(self.layers) <= layer < len(self.layers):
             raise ConfigError(
-                f"layer={layer} does not exist; the lens has blocks 0 … {len(self.layers) - 1} (or −1 for the last)."
+                f"layer={layer!r} does not exist; the lens has blocks 0 … {len(self.layers) - 1} (or −1 for the last)."
             )
         return layer % len(self.layers)
 
@@ -224,14 +227,16 @@ def vision_lens(
         )
     if tokens not in ("all", "cls"):
         raise ConfigError(f"tokens={tokens!r} is not known. Use 'all' or 'cls'.")
+    if isinstance(images, str) or not (isinstance(images, Tensor | Image.Image) or hasattr(images, "__len__")):
+        raise InputError(f"Got a {type(images).__name__}; expected pictures. For files give ns.images(folder).")
     found = parts(clip, "image")
     words = _classes(texts)
-    vectors = text_directions(clip, words, templates)
+    vectors = clip.class_embeddings(words, templates)
     sites = [block.residual for block in found.blocks]
     site = clip.site(sites[-1], "image")
     if site.grid is None:
         raise ConfigError(f"The tokens of {sites[-1]!r} lie on no grid of patches. A lens needs a ViT.")
-    count = len(images) if hasattr(images, "__len__") else 1
+    count = 1 if isinstance(images, Image.Image) else len(images)
     if not count:
         raise InputError("No pictures were given. Give at least one.")
     patches = site.grid[0] * site.grid[1] if tokens == "all" else 0
@@ -265,17 +270,6 @@ def vision_lens(
     )
 
 
-def text_directions(
-    clip: Any, texts: Sequence[str], templates: Sequence[str] | None
-) -> Float[Tensor, "texts embed_dim"]:
-    """Unit text embeddings as `zero_shot` compares with: the mean over templates of unit rows, normalised."""
-    wrong = [template for template in templates or () if "{}" not in template]
-    if wrong:
-        raise ConfigError(f"Template {wrong[0]!r} has no {{}} for the class. Write for example 'a photo of {{}}'.")
-    filled = [template.replace("{}", text) for text in texts for template in templates or ["{}"]]
-    return F.normalize(clip.encode_text(filled, normalize=True).unflatten(0, (len(texts), -1)).mean(1), dim=-1)
-
-
 def _classes(texts: Any) -> list[str]:
     frame = getattr(texts, "frame", None)
     if isinstance(frame, pl.DataFrame) and {"name", "accepted"} <= set(frame.columns):
@@ -284,9 +278,12 @@ def _classes(texts: Any) -> list[str]:
         raise ConfigError(f"texts is a {type(texts).__name__}; expected a list of texts, or names from name_concepts.")
     else:
         words = list(texts)
+    wrong = next((word for word in words if not isinstance(word, str)), None)
+    if wrong is not None:
+        raise ConfigError(f"{wrong!r} is among the texts; expected str. Give the names of classes or concepts.")
     if len(words) < 2:
         raise ConfigError(f"texts={words!r} leaves nothing to choose; expected two or more.")
-    twice = next((word for place, word in enumerate(words) if word in words[:place]), None)
+    twice = next((word for word, times in Counter(words).items() if times > 1), None)
     if twice is not None:
         raise ConfigError(f"{twice!r} is given twice among the texts. Give each once.")
     return words

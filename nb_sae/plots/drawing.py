@@ -31,7 +31,9 @@ def dressed(figure: go.Figure, title: str) -> go.Figure:
 
 
 def require(frame: pl.DataFrame, columns: tuple[str, ...], what: str, source: str) -> None:
-    """Refuse a frame without these columns; `source` is what gives a right one. Raises `WidgetError`."""
+    """Refuse what is no frame or lacks these columns; `source` is what gives a right one. Raises `WidgetError`."""
+    if not isinstance(frame, pl.DataFrame):
+        raise WidgetError(f"{what} was given a {type(frame).__name__}; expected the frame {source}.")
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise WidgetError(f"{what} was given a frame without {', '.join(missing)}; expected {source}.")

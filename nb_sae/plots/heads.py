@@ -39,9 +39,9 @@ def head_scores(frame: pl.DataFrame, score: Literal["induction", "previous", "fi
         )
     )
     # Even attention rests on the first token as much as on the token before.
-    null = frame["induction_null" if score == "induction" else "previous_null"].to_numpy().mean()
+    null = frame["induction_null" if score == "induction" else "previous_null"].mean()
     what = {"induction": "Induction", "previous": "Attention to the token before", "first": "Attention to the first"}
-    return dressed(figure, f"{what[score]} by head; an even head: {null:.3f}")
+    return dressed(figure, f"{what[score]} by head" + (f"; an even head: {null:.3f}" if frame.height else ""))
 
 
 def head_weights(frame: pl.DataFrame) -> go.Figure:
@@ -69,8 +69,7 @@ def head_weights(frame: pl.DataFrame) -> go.Figure:
         )
     )
     figure.update_yaxes(type="category")
-    nulls = frame["null"].to_numpy()
-    least, most = (f"{one:.2f}" for one in (nulls.min(), nulls.max()))
+    least, most = (f"{one:.2f}" for one in (frame["null"].min() or 0.0, frame["null"].max() or 0.0))
     span = least if least == most else f"{least} to {most}"
     count = f"{shown.height} of {best.height:,} latents" if best.height > shown.height else f"{best.height} latents"
     figure = dressed(figure, f"What each head gives to {count}; a random latent: {span}")

@@ -127,7 +127,7 @@ class Origin:
 
 
 def check_model(model: Any, dictionary: Any, site: str | None = None) -> None:
-    """Refuse what is no model, and another model than the one whose rows a dictionary was trained on.
+    """Refuse what is no model or no dictionary, and another model than the one a dictionary was trained on.
 
     Args:
         model: From `load_lm` or `load_clip`.
@@ -139,6 +139,11 @@ def check_model(model: Any, dictionary: Any, site: str | None = None) -> None:
     """
     if not isinstance(model, HookedModel):
         raise ConfigError(f"Got a {type(model).__name__} as the model; expected one from load_lm() or load_clip().")
+    if not hasattr(dictionary, "W_dec"):
+        raise ConfigError(
+            f"Got a {type(dictionary).__name__} as the dictionary; expected a Dictionary. Of what train_all gives, "
+            "pass .dictionaries[site]; of a session, .dictionary."
+        )
     for what, given in (("model", model.name), ("revision", model.revision)):
         trained = getattr(dictionary, what)
         if trained is not None and given is not None and given != trained:
