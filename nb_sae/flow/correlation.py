@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nb_sae.flow.cosines import drawn_p
 from nb_sae.flow.matching import Forward, Nearest, largest_of
-from nb_sae.flow.nulls import chance_in
 from nb_sae.flow.routes import Route
 from nb_sae.flow.scores import Chance, Scored, Thresholds, threshold_of
 from nb_sae.progress import progress as progress_bar
@@ -148,7 +149,7 @@ class _Found:
             route=way,
             d_in=d_in,
             nearest=nearest,
-            chance=Chance(draws, None, lambda scores, count: chance_in(draws, scores)),
+            chance=Chance(draws, None, partial(drawn_p, draws, len(self.forward.best))),
             paper=None,
             threshold=threshold,
             chosen_by=chosen_by,

@@ -75,7 +75,7 @@ class Directions:
         d_in, count = targets.shape[1], len(sources)
         if self.null == "covariance":
             draws = covariance_null(targets, sources, draws=self.draws, seed=self.seed)
-            return Chance(draws, None, partial(_drawn_p, draws))
+            return Chance(draws, None, partial(drawn_p, draws, count))
         if (d_in, count) not in self._drawn:
             self._drawn[d_in, count] = isotropic_null(d_in, count, draws=self.draws, seed=self.seed)
         return Chance(self._drawn[d_in, count], expected_largest(d_in, count), partial(_isotropic_p, d_in))
@@ -101,5 +101,6 @@ def _isotropic_p(d_in: int, scores: Any, count: int) -> Any:
     return chance_of_largest(scores, d_in, count)
 
 
-def _drawn_p(draws: Tensor, scores: Any, count: int) -> Any:
-    return chance_in(draws, scores)
+def drawn_p(draws: Tensor, drawn_of: int, scores: Any, count: int) -> Any:
+    """`Chance.p_of` from draws, each of which is the largest of `drawn_of`."""
+    return chance_in(draws, scores, count / drawn_of)

@@ -73,7 +73,6 @@ def latents_of(site: str, place: Place, count: int, scores: Sequence[Scored]) ->
 
 def nulls_of(scored: Scored) -> dict[str, object]:
     """One line of `FLOW_NULLS`."""
-    scores, _, _ = scored.best()
     return {
         "source_site": scored.route.source,
         "target_site": scored.route.target,
@@ -86,9 +85,15 @@ def nulls_of(scored: Scored) -> dict[str, object]:
         "paper": scored.paper,
         "threshold": scored.threshold,
         "rule": scored.chosen_by,
-        "targets_above": int((scores >= scored.threshold).sum()),
+        "targets_above": int(_reaches(scored).sum()),
         "targets": scored.targets,
     }
+
+
+def _reaches(scored: Scored) -> Array:
+    """Of which target latents the best match reaches the threshold; a score of 0 never does, it is no match."""
+    scores, sources, _ = scored.best()
+    return (scores >= scored.threshold) & (sources >= 0)
 
 
 def nulls_frame(scores: Sequence[Scored]) -> pl.DataFrame:
@@ -98,7 +103,7 @@ def nulls_frame(scores: Sequence[Scored]) -> pl.DataFrame:
 
 def _kinds(into: Mapping[str, Scored]) -> Array:
     """The four cases of Laptev et al. 2025, section 3: is the residual score high, is that of a module?"""
-    high = {lane: one.best()[0] >= one.threshold for lane, one in into.items()}
+    high = {lane: _reaches(one) for lane, one in into.items()}
     before = high["residual"]
     module = np.zeros_like(before)
     for lane in ("attention", "mlp"):

@@ -127,11 +127,21 @@ def upper_quantile(draws: Float[Tensor, " draws"]) -> float:
     return float(draws[min(len(draws) - 1, math.ceil(QUANTILE * len(draws)) - 1)])
 
 
-def chance_in(draws: Float[Tensor, " draws"], values: Float[Array, "*lines"]) -> Float[Array, "*lines"]:
-    """(1 + draws at least as large) / (1 + draws), of ascending draws: a p-value that is never 0."""
+def chance_in(
+    draws: Float[Tensor, " draws"], values: Float[Array, "*lines"], ratio: float = 1.0
+) -> Float[Array, "*lines"]:
+    """p = (1 + draws at least as large) / (1 + draws), of ascending draws: a p-value that is never 0.
+
+    With `ratio` the best is taken of so many times as many as the draws were, 1 − (1 − p)^ratio: as if they were
+    independent.
+    """
     at = draws.double().numpy()
     above = len(at) - np.searchsorted(at, np.asarray(values, dtype=float), side="left")
-    return (above + 1.0) / (len(at) + 1.0)
+    p = (above + 1.0) / (len(at) + 1.0)
+    if ratio == 1:
+        return p
+    with np.errstate(divide="ignore"):
+        return -np.expm1(ratio * np.log1p(-p))
 
 
 def check_draws(draws: int) -> None:
