@@ -32,7 +32,10 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device={str(device)!r} is no device. Give 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
     there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(chosen.type)
     if there is not None and not there():
         raise ConfigError(f"device={str(device)!r}: torch finds no such device here. Leave it out, or give 'cpu'.")

@@ -136,6 +136,17 @@ def test_what_has_no_levels_is_refused():
         level_tree(dictionary_of(), store)
     with pytest.raises(ConfigError, match="one level"):
         level_tree(dictionary_of(budgets=(4,)), store)
+    for given, message in (
+        ({"dictionary": None}, "expected a Dictionary and a store"),
+        ({"store": activity(200)}, "expected a Dictionary and a store"),
+        ({"analysis": "a"}, "expected what ns.analyze gives"),
+        ({"latents": 99}, "no latent 99"),
+        ({"latents": []}, "latents="),
+        ({"seed": -1}, "seed=-1"),
+    ):
+        asked = {"dictionary": dictionary_of(widths=WIDTHS), "store": store, **given}
+        with pytest.raises(ConfigError, match=message):
+            level_tree(asked.pop("dictionary"), asked.pop("store"), **asked)
     with pytest.raises(ConfigError, match="'all' or 'one per input'"):
         level_tree(dictionary_of(widths=WIDTHS), store, which="some")
     with pytest.raises(StoreError, match="site"):

@@ -418,8 +418,20 @@ def test_settings_that_do_not_fit_are_refused_with_the_site_before_anything_is_t
     given = {"wide": other, **stores()}
     with pytest.raises(ConfigError, match=r"'blocks\.0': .*12"):
         train(given, wide)
-    with pytest.raises(ConfigError, match="needs path="):
-        train(save_every_rows=10)
+    for given, message in (
+        ({"save_every_rows": 10}, "needs path="),
+        ({"save_every_rows": -1, "path": "never/made"}, "must be at least 1"),
+        ({"memory_bytes": "1GB"}, "memory_bytes='1GB': expected a number"),
+        ({"memory_bytes": float("nan")}, "memory_bytes=nan"),
+        ({"config": dict.fromkeys(stores())}, r"config\['blocks\.0'\] is a NoneType; expected an SAEConfig"),
+        ({"on_log": "print"}, "cannot be called"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            train(**given)
+    with pytest.raises(ConfigError, match="device='gpu' is no device"):
+        ns.train_all(stores(), CONFIG, device="gpu")
+    with pytest.raises(ConfigError, match="train is a dict; expected a TrainConfig"):
+        ns.train_all(stores(), CONFIG, {"epochs": 1})
     with pytest.raises(KeyError, match=r"Closest: blocks\.0"):
         train()["block.0"]
 

@@ -12,13 +12,17 @@ import torch
 from jaxtyping import Int
 from numpy import ndarray as Array
 
+from nb_sae.analysis.bundle import Analysis
 from nb_sae.analysis.scan import analyze_part
 from nb_sae.errors import ConfigError
 from nb_sae.flow.schema import TREE
+from nb_sae.flow.settings import check_whole
 from nb_sae.sae.dictionary import Dictionary
+from nb_sae.sae.edits import latent_number, listed
 from nb_sae.sae.metrics.hierarchy import CoActivity, co_activity, parent_child
 from nb_sae.sae.metrics.rows import rows_at_a_time
 from nb_sae.store.view import StoredRows
+from nb_sae.types import ActivationSource
 
 MOST_LATENTS = 4096
 """Latents whose pairs are counted; each pair of them takes 8 bytes, 134 MB together."""
@@ -99,6 +103,12 @@ def level_tree(
     Source:
         Bussmann et al. 2025, Matryoshka SAEs, arXiv:2503.17547 (parents and children by co-activation).
     """
+    check_whole(seed=seed)
+    if not isinstance(dictionary, Dictionary) or not isinstance(store, ActivationSource):
+        raise ConfigError(
+            f"Got a {type(dictionary).__name__} and a {type(store).__name__}; expected a Dictionary and a store of "
+            "rows of its site: level_tree(dictionary, store)."
+        )
     if which not in (None, "all", "one per input"):
         raise ConfigError(f"which={which!r}: use 'all' or 'one per input'.")
     if len(dictionary.widths or ()) < 2 and len(dictionary.budgets or ()) < 2:
@@ -148,6 +158,8 @@ def _levels(dictionary: Dictionary, store: StoredRows, analysis: Any) -> pl.Data
     if analysis is None:
         part = analyze_part(dictionary, store, part=(0, 1), top=1, per_interval=0, progress=False)
         return part.kept.latents()
+    if not isinstance(analysis, Analysis):
+        raise ConfigError(f"analysis is a {type(analysis).__name__}; expected what ns.analyze gives.")
     if analysis.d_sae != dictionary.d_sae or tuple(analysis.budgets) != tuple(dictionary.budgets or ()):
         raise ConfigError(
             f"The analysis is of {analysis.d_sae} latents with budgets {tuple(analysis.budgets)}, the dictionary has "
@@ -158,7 +170,7 @@ def _levels(dictionary: Dictionary, store: StoredRows, analysis: Any) -> pl.Data
 
 def _chosen(known: pl.DataFrame, latents: Sequence[int] | None, min_child_rows: int) -> list[int]:
     if latents is not None:
-        return list(latents)
+        return sorted({latent_number(one, None, known.height) for one in listed(latents)})
     used = known.filter(pl.col("active_rows") >= min_child_rows)
     return sorted(used.sort("active_rows", descending=True)["latent"].head(MOST_LATENTS).to_list())
 

@@ -74,4 +74,7 @@ def configs_of(
         raise ConfigError(
             f"No configuration is given for {', '.join(map(repr, missing))}. Give one for every site, or one for all."
         )
+    for site, one in config.items():
+        if not isinstance(one, SAEConfig):
+            raise ConfigError(f"config[{site!r}] is a {type(one).__name__}; expected an SAEConfig.")
     return dict(config)

@@ -83,6 +83,12 @@ def train_all(
     """
     named = named_sites(stores)
     configs = configs_of(named, config)
+    if not isinstance(train, TrainConfig | None):
+        raise ConfigError(f"train is a {type(train).__name__}; expected a TrainConfig, such as TrainConfig(epochs=4).")
+    if on_log is not None and not callable(on_log):
+        raise ConfigError(f"on_log={on_log!r} cannot be called; expected a function of one line of the log.")
+    if save_every_rows is not None and save_every_rows < 1:
+        raise ConfigError(f"save_every_rows={save_every_rows} must be at least 1.")
     folders: dict[str, Path] = {}
     if path is not None:
         folders = {site: Path(path) / name for site, name in zip(named, file_names(list(named)), strict=True)}
@@ -342,8 +348,11 @@ class _Lane:
 def _limit(memory_bytes: int | None, device: torch.device, held: int) -> int | None:
     """Bytes for all that trains and waits to go on; `held` of them are taken already."""
     if memory_bytes is not None:
-        if memory_bytes < 1:
-            raise ConfigError(f"memory_bytes={memory_bytes} holds nothing. Leave it out for {MEMORY_SHARE:.0%}.")
+        if not isinstance(memory_bytes, int | float) or not memory_bytes >= 1:
+            raise ConfigError(
+                f"memory_bytes={memory_bytes!r}: expected a number of bytes, such as 2**30. Leave it out for "
+                f"{MEMORY_SHARE:.0%} of what is free."
+            )
         return memory_bytes
     free = free_bytes(device)
     return None if free is None else int(MEMORY_SHARE * (free + held))
