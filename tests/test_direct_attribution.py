@@ -12,6 +12,7 @@ from hand_built import induction_circuit
 from linear_readout import random_dictionary
 from PIL import Image
 from test_lm import bridge as bridge
+from test_lm import byte_level
 from test_lm import folder as folder
 from tiny_models import ENCODERS, PRE_NORM, lively
 
@@ -171,6 +172,19 @@ def test_by_default_the_strongest_position_of_each_latent_is_taken_apart():
     np.testing.assert_allclose(found.pre["pre"], [float(pre[:, 4].max()), float(pre[:, 8].max())], atol=1e-4)
     assert found.about["gap"] < 1e-4
     assert "2 latents of 'transformer.h.1.attn'" in repr(found)
+
+
+def test_the_strongest_position_is_no_special_token_where_there_is_another():
+    lm = load_lm(lively(PRE_NORM["neox"](vocab_size=300)), tokenizer=byte_level(adds_start=True), context_tokens=12)
+    site = layer_sites(lm, "attention")[1]
+    dictionary = random_dictionary(32, 64, site)
+    ids = lm.preprocessor()("abcde").tensor[:, :6]
+    pre = plain(dictionary, lm.capture_rows(ids, [site])[site][0])
+    starts = [latent for latent in range(64) if int(pre[:, latent].argmax()) == 0]
+    assert starts  # rows of the start mark are where many latents are largest
+    found = direct_attribution(lm, dictionary, "abcde", starts)
+    assert found.pre["target"].to_list() == (1 + pre[1:, starts].argmax(0)).tolist()
+    assert direct_attribution(lm, dictionary, torch.tensor([[1]]), 0).pre["target"].to_list() == [0]
 
 
 def test_an_induction_head_is_found_as_the_reason():

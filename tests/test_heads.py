@@ -78,6 +78,27 @@ def test_random_tokens_are_seeded_and_stand_after_the_special_ones():
     assert first["layer"].unique().to_list() == [1]
 
 
+def test_random_tokens_are_those_of_the_tokenizer():
+    """A padded vocabulary has ids that no text holds; a body without a head predicts nothing and looks all the same."""
+    tokenizer = byte_level(adds_start=True)
+    module = gpt2().module.transformer
+    module.resize_token_embeddings(400)
+    lm = load_lm(module, tokenizer=tokenizer, context_tokens=24, name="body")
+    assert lm.vocabulary == len(tokenizer) < lm.module.wte.num_embeddings
+    seen = []
+    lm.module.wte.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    assert head_scores(lm, [1], tokens=10, contexts=40).height == HEADS
+    assert int(torch.cat([one.flatten() for one in seen]).max()) < len(tokenizer)
+
+
+def test_the_mean_over_contexts_is_that_of_each_by_itself(monkeypatch):
+    together = induction_curve(gpt2(), [0], prefixes=[2], contexts=6)
+    monkeypatch.setattr("nb_sae.attribution.patterns.CONTEXTS_AT_A_TIME", 1)
+    np.testing.assert_allclose(
+        induction_curve(gpt2(), [0], prefixes=[2], contexts=6)["induction"], together["induction"], atol=1e-6
+    )
+
+
 def test_an_encoder_is_compared_with_attending_to_everything():
     torch.manual_seed(0)
     shape = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}

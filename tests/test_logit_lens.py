@@ -251,6 +251,14 @@ def test_an_analysis_of_a_language_model_keeps_the_promoted_tokens(demo, collect
     assert merged.promoted.equals(analysis.promoted)
 
 
+def test_an_analysis_refuses_a_number_of_tokens_before_it_reads_rows(demo, collected, monkeypatch):
+    texts, store, dictionary = collected
+    monkeypatch.setattr("nb_sae.analysis.scan.analyze_part", None)
+    for promoted in (-1, 300):
+        with pytest.raises(ConfigError, match=f"top={promoted} is outside 1 … 255 tokens"):
+            ns.analyze(dictionary, store, texts, model=demo, promoted=promoted, progress=False)
+
+
 def test_an_analysis_without_promoted_tokens_loads_as_before(demo, collected, tmp_path):
     texts, store, dictionary = collected
     without = ns.analyze(dictionary, store, texts, model=demo, promoted=0, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import open_clip
 import polars as pl
 import pytest
@@ -174,6 +175,22 @@ def test_random_texts_give_one_half_and_a_random_model_stays_inside_the_null(len
     assert many["null"].to_numpy() == pytest.approx(0.5, abs=0.005)
     assert many["identifiability"].to_numpy() == pytest.approx(0.5, abs=0.05)
     assert many["change"].drop_nulls().to_numpy() == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_null_holds_one_set_of_random_texts_at_a_time(monkeypatch):
+    """With many texts all sets together would take far more than the embeddings."""
+    lens, made, randn = lens_of(gaussian(6, 2, 8, dtype=torch.float), None, torch.eye(9, 8)), [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, **given: made.append(randn(*shape, **given)) or made[-1])
+    frame = lens.identifiability([0, 1, 2, 3, 4, 5], draws=3)
+    assert [one.shape for one in made] == [(9, 8)] * 3
+    by_hand = []
+    for texts in made:
+        scores = lens.answers[:, 0] @ nn.functional.normalize(texts, dim=-1).T
+        mine = scores.gather(1, torch.arange(6)[:, None])
+        by_hand += [float((scores < mine).float().mean(1).sum() / 6 * 9 / 8)]
+    both = [*by_hand, *(1 - one for one in by_hand)]
+    assert frame["null_low"][0] == pytest.approx(np.quantile(both, 0.025), abs=1e-6)
+    assert frame["null"][0] == pytest.approx(0.5, abs=1e-9)
 
 
 def test_a_block_that_holds_the_class_lies_beyond_the_null():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from nb_sae.analysis.bundle import Analysis
-from nb_sae.analysis.lens import promoted_where_known
+from nb_sae.analysis.lens import check_top, promoted_where_known
 from nb_sae.analysis.maps import example_frame
 from nb_sae.analysis.part import PartialAnalysis, check_parts, check_same, description, empty_of
 from nb_sae.analysis.pictures import Thumbnails, contexts_frame
@@ -60,11 +60,12 @@ def analyze(
         title: Shown above the dashboard.
 
     Raises:
+        ConfigError: a setting that has no meaning.
         StoreError: the rows are of another model, site, width or scale; or a transcoder was given no pairs.
         InputError: the inputs are not those of the store.
     """
     dictionary.check(store)
-    _check_shown(store, inputs, model)
+    _check_shown(store, inputs, model, promoted)
     part = analyze_part(
         dictionary, store, part=(0, 1), top=top, per_interval=per_interval, seed=seed, progress=progress
     )  # fmt: skip
@@ -104,7 +105,7 @@ def analyze_all(
         Site → analysis, in the order of `dictionaries`.
 
     Raises:
-        ConfigError: no dictionaries, or a site without rows.
+        ConfigError: no dictionaries, a site without rows, or a setting that has no meaning.
         StoreError: the rows are of another model, site, width or scale.
         InputError: the inputs are not those of a store.
     """
@@ -114,7 +115,7 @@ def analyze_all(
         raise ConfigError(f"{told}; expected the same sites in dictionaries and stores. Collect them in one call.")
     for site, dictionary in dictionaries.items():
         dictionary.check(stores[site])
-        _check_shown(stores[site], inputs, model)
+        _check_shown(stores[site], inputs, model, promoted)
     drawn = Thumbnails(inputs, thumbnail) if inputs is not None and inputs.modality == "image" and thumbnail else None
     found = {}
     for site, dictionary in dictionaries.items():
@@ -202,11 +203,12 @@ def merge_analyses(
         title: See `analyze`.
 
     Raises:
+        ConfigError: a setting that has no meaning.
         StoreError: parts are missing, given twice, or of another dictionary, store or setting.
         InputError: the inputs are not those of the store.
     """
     check_parts(parts)
-    _check_shown(store, inputs, model)
+    _check_shown(store, inputs, model, promoted)
     drawn = Thumbnails(inputs, thumbnail) if inputs is not None and inputs.modality == "image" and thumbnail else None
     return _tables(parts, dictionary, store, inputs, drawn, model=model, promoted=promoted, title=title)
 
@@ -253,7 +255,9 @@ def _tables(
     )
 
 
-def _check_shown(store: ActivationSource, inputs: Inputs | None, model: HookedModel | None) -> None:
+def _check_shown(store: ActivationSource, inputs: Inputs | None, model: HookedModel | None, promoted: int) -> None:
+    if promoted != 0:
+        check_top(promoted)
     if inputs is None:
         return
     _check_inputs(store, inputs)
