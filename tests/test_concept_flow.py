@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import nb_sae as ns
-from nb_sae.errors import ConfigError, InputError
+from nb_sae.errors import ConfigError, InputError, NonFiniteError
 from nb_sae.flow.concept_flow import concept_flow
 from nb_sae.flow.making import feature_flow
 from nb_sae.flow.map_agreement import Codes, answer_agreement, map_agreement
@@ -296,8 +296,18 @@ def test_what_cannot_be_followed_is_refused(clip, world):
         follow(clip, world, dictionaries={site: world.dictionaries[site] for site in SITES[1:]})
     with pytest.raises(ConfigError, match="which is no site of the flow"):
         follow(clip, world, names={"text_embed": named(world, NAMED, "x")})
-    with pytest.raises(ConfigError, match="controls=-1"):
-        follow(clip, world, controls=-1)
+    for given, message in (
+        ({"controls": -1}, "controls=-1"),
+        ({"batch": 0}, "batch=0"),
+        ({"names": "hat"}, "expected what ns.name_concepts gives"),
+        ({"names": {"image_embed": 1}}, "expected what ns.name_concepts gives"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            follow(clip, world, **given)
+    with pytest.raises(ConfigError, match="as the flow"):
+        concept_flow(world.flow.edges, world.dictionaries, clip, pixels(), "image_embed", 0)
+    with pytest.raises(NonFiniteError, match=r"tokens of 'visual\.transformer"):
+        follow(clip, world, images=torch.full((2, 3, 32, 32), torch.nan))
 
 
 def test_dictionaries_of_another_model_or_flow_are_refused(clip, world):

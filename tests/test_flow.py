@@ -280,6 +280,10 @@ def test_a_damaged_folder_is_named(flow, tmp_path):
     flow.nulls.drop("paper").write_parquet(folder / "nulls.parquet")
     with pytest.raises(FormatError, match="Run feature_flow again"):
         FeatureFlow.load(folder)
+    flow.save(folder, overwrite=True)
+    (folder / "flow.json").write_text(json.dumps({"format": "nb_sae.flow", "version": 1, "sites": ["a"], "about": {}}))
+    with pytest.raises(FormatError, match="does not name the sites of its tables"):
+        FeatureFlow.load(folder)
     (folder / "flow.json").write_text(json.dumps({"format": "nb_sae.names", "version": 1}))
     with pytest.raises(FormatError, match=r"expected 'nb_sae.flow'"):
         FeatureFlow.load(folder)

@@ -18,7 +18,7 @@ from nb_sae.flow.map_agreement import Codes, answer_agreement, map_agreement
 from nb_sae.flow.nulls import chance_in, covariance_null
 from nb_sae.flow.schema import CONCEPT_CHAIN, CONCEPT_FLOW, MAP_AGREEMENT
 from nb_sae.flow.settings import check_whole
-from nb_sae.flow.sources import dictionary_at
+from nb_sae.flow.sources import check_sites, dictionary_at
 from nb_sae.flow.spaces import through_final_norm
 from nb_sae.models.clip import ClipModel
 from nb_sae.progress import progress as progress_bar
@@ -102,6 +102,8 @@ def concept_flow(
     if not isinstance(clip, ClipModel):
         raise ConfigError(f"Got a {type(clip).__name__}; expected a CLIP from load_clip(), whose patches can be shown.")
     check_whole(controls=controls, seed=seed)
+    check_whole(1, batch=batch)
+    check_sites(flow, [site])
     chain = flow.chain(site, latent, cut=cut)
     _check(flow, chain, dictionaries, clip)
     given = _by_site(names, flow)
@@ -159,11 +161,19 @@ def _by_site(names: Any, flow: FeatureFlow) -> dict[str, Any]:
         wrong = next((site for site in names if site not in flow.sites), None)
         if wrong is not None:
             raise ConfigError(f"names= has {wrong!r}, which is no site of the flow. {closest(wrong, flow.sites)}")
-        return dict(names)
-    embedding = [site for site, place in flow.about["places"].items() if place["lane"] == "embedding"]
-    if not embedding:
-        raise ConfigError("The flow has no embedding that these names could be of. Give names={site: names}.")
-    return {embedding[0]: names}
+        given = dict(names)
+    else:
+        embedding = [site for site, place in flow.about["places"].items() if place["lane"] == "embedding"]
+        if not embedding:
+            raise ConfigError("The flow has no embedding that these names could be of. Give names={site: names}.")
+        given = {embedding[0]: names}
+    for one in given.values():
+        if not hasattr(one, "frame") or not hasattr(one, "labels"):
+            raise ConfigError(
+                f"names= holds a {type(one).__name__}; expected what ns.name_concepts gives. Words for the lens are "
+                "texts=."
+            )
+    return given
 
 
 def _named(
@@ -206,7 +216,7 @@ def _lens(
         accepted = [one.frame.filter("accepted")["name"] for one in names.values()]
         listed = pl.concat(accepted).unique(maintain_order=True).to_list() if accepted else []
     else:
-        listed = list(dict.fromkeys(texts))
+        listed = list(dict.fromkeys([texts] if isinstance(texts, str) else texts))
     if len(listed) < 2:
         return None, "fewer than two texts to choose from; give texts="
     if d_model is None:

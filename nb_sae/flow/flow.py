@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from nb_sae.atomic import fresh_folder, read_header, write_json
+from nb_sae.errors import FormatError
 from nb_sae.flow.graph import Birth, FlowGraph
 from nb_sae.flow.schema import EDGES, FLOW_LATENTS, FLOW_NULLS
 from nb_sae.tables import read_table
@@ -107,6 +108,9 @@ class FeatureFlow:
             name: read_table(folder / f"{name}.parquet", schema, again="Run feature_flow again.")
             for name, schema in _TABLES.items()
         }
+        known = set(tables["latents"]["site"].unique())
+        if set(header.get("sites", ())) != known or "about" not in header:
+            raise FormatError(f"{folder / 'flow.json'} does not name the sites of its tables. Run feature_flow again.")
         return cls(sites=header["sites"], about=header["about"], **tables)
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nb_sae.sae.controls import matched_latents
 from nb_sae.sae.dictionary import Dictionary
+from nb_sae.sae.metrics.rows import check_finite
 from nb_sae.types import Site
 
 BLOCK_BYTES = 64 * 2**20
@@ -30,7 +31,8 @@ class Codes:
     _latents: list[Tensor] = field(default_factory=list)
 
     def add(self, rows: Float[Tensor, "inputs *tokens d_in"]) -> None:
-        """Encode what the site gives for some pictures."""
+        """Encode what the site gives for some pictures. Raises `NonFiniteError` for NaN or infinity."""
+        check_finite(rows.reshape(-1, rows.shape[-1]), what=f"tokens of {self.site.name!r}")
         values, latents = self.dictionary.encode(rows.reshape(-1, rows.shape[-1]).float(), sparse=True)
         shape = len(rows), -1 if rows.ndim == 3 else 1, values.shape[1]
         self._values.append(values.cpu().view(shape))
