@@ -313,7 +313,7 @@ def test_layer_quality_refuses_what_does_not_belong_together(lm, ids):
     one, store = planted_dictionary(site), planted_store(site, 0)
     with pytest.raises(ConfigError, match="No dictionaries"):
         layer_quality({}, {})
-    with pytest.raises(StoreError, match=r"no rows for 'transformer\.h\.0'. Closest: transformer\.h\.1"):
+    with pytest.raises(StoreError, match=r"no store for 'transformer\.h\.0'. Closest: transformer\.h\.1"):
         layer_quality({site: one}, {"transformer.h.1": store})
     with pytest.raises(StoreError, match=r"'transformer\.h\.0': The rows come from site 'transformer\.h\.1'"):
         layer_quality({site: one}, {site: planted_store("transformer.h.1", 0)})
@@ -353,6 +353,19 @@ def test_the_figure_has_a_line_per_budget_and_lane_at_each_layer():
     assert named["k = 2, mlp"].line.dash != named["k = 2, residual"].line.dash
     assert list(named["own rule, other"].x) == ["&lt;b&gt;"]
     assert list(figure.layout.xaxis.categoryarray) == ["0", "1", "10", "embedding", "&lt;b&gt;"]
+
+
+def test_a_logarithmic_axis_of_the_figure_has_whole_numbers():
+    """Plotly's own ticks at 2 and 5 say "2" for 20 and for 0.2."""
+    frame = pl.DataFrame(
+        {"site": ["a", "b"], "layer": [0, 1], "lane": ["residual"] * 2, "k": [16, 64], "fvu": [0.04, float("inf")],
+         "l0": [16.0, 64.0], "loss_recovered": [0.9, 0.9], "dead": [0.0, 0.0], "rows": [10, 10]},
+        schema=LAYER_QUALITY, strict=False,
+    )  # fmt: skip
+    drawn = plots.layer_quality(frame).layout
+    assert drawn.yaxis2.type == "log"
+    assert [text for text in drawn.yaxis2.ticktext if 16 <= float(text) <= 64] == ["20", "50"]
+    assert "0.05" in drawn.yaxis.ticktext
 
 
 def test_the_figure_refuses_another_frame_and_draws_an_empty_one():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import plotly.graph_objects as go
 import polars as pl
 
@@ -28,6 +31,22 @@ def dressed(figure: go.Figure, title: str) -> go.Figure:
     figure.update_xaxes(gridcolor=GRID, linecolor="rgba(128,136,144,0.6)", zeroline=False)
     figure.update_yaxes(gridcolor=GRID, linecolor="rgba(128,136,144,0.6)", zeroline=False)
     return figure
+
+
+def legend_below(figure: go.Figure) -> go.Figure:
+    """The legend under the axis, where a title and a legend above would share a line."""
+    return figure.update_layout(height=430, legend={"y": -0.22, "yanchor": "top", "x": 0, "xanchor": "left"})
+
+
+def log_axis(values: pl.Series) -> dict[str, Any]:
+    """A logarithmic axis with whole labels at 1, 2 and 5 of each decade, or 1 alone where they are many; plotly's own
+    show the digit alone. The values are above 0 and finite.
+    """
+    low, high = (math.floor(math.log10(float(value))) for value in (values.min(), values.max()))  # pyright: ignore[reportArgumentType]
+    places = [
+        digit * 10.0**power for power in range(low, high + 1) for digit in ((1, 2, 5) if high - low < 4 else (1,))
+    ]
+    return {"type": "log", "tickvals": places, "ticktext": [f"{place:g}" for place in places]}
 
 
 def require(frame: pl.DataFrame, columns: tuple[str, ...], what: str, source: str) -> None:

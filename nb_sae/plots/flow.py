@@ -9,7 +9,7 @@ import polars as pl
 
 from nb_sae.errors import WidgetError
 from nb_sae.flow.schema import ACTIVATION_GROUPS, DEACTIVATION, GROUPS, KINDS
-from nb_sae.plots.drawing import BASELINE, PALETTE, dressed, require
+from nb_sae.plots.drawing import BASELINE, PALETTE, dressed, legend_below, require
 
 _KIND_COLOURS = dict(zip(KINDS, (PALETTE[0], PALETTE[4], PALETTE[1], BASELINE), strict=True))
 _GROUP_COLOURS = dict(zip(GROUPS, (BASELINE, *PALETTE, "#f0e442"), strict=True))
@@ -37,7 +37,7 @@ def flow_kinds(latents: pl.DataFrame) -> go.Figure:
     figure.update_layout(barmode="stack")
     figure.update_xaxes(title="residual stream after block", dtick=1)
     figure.update_yaxes(title="share of its latents", range=[0, 1], tickformat=".0%")
-    return dressed(figure, f"Where the features of {counted['site'].n_unique()} layers come from")
+    return legend_below(dressed(figure, f"Where the features of {counted['site'].n_unique()} layers come from"))
 
 
 def flow_scores(latents: pl.DataFrame, nulls: pl.DataFrame | None = None, *, site: str | None = None) -> go.Figure:
@@ -146,30 +146,3 @@ def deactivation(frame: pl.DataFrame) -> go.Figure:
     figure.update_layout(boxmode="group")
     figure.update_yaxes(title="change of the activation, 1 − z′ / z")
     return dressed(figure, f"Effect on {measured['latent'].n_unique()} latents of scaling what they come from")
-
-
-def faithfulness(frame: pl.DataFrame) -> go.Figure:
-    """Metric recovered by the n strongest latents, beside n drawn at random, from `attribution.faithfulness(…)`."""
-    columns = ("order", "latents", "recovered", "low", "high")
-    require(frame, columns, "faithfulness(frame)", "attribution.faithfulness(…)")
-    figure = go.Figure()
-    chance = frame.filter(pl.col("order") == "random").sort("latents")
-    if chance.height:
-        count = chance["latents"].to_list()
-        band = [*chance["low"].to_list(), *reversed(chance["high"].to_list())]
-        figure.add_scatter(
-            x=[*count, *reversed(count)], y=band, fill="toself", fillcolor="rgba(127,127,127,0.2)", line={"width": 0},
-            hoverinfo="skip", name="random, 95 %",
-        )  # fmt: skip
-        figure.add_scatter(
-            x=count, y=chance["recovered"].to_list(), name="random order", mode="lines",
-            line={"color": BASELINE, "dash": "dash"},
-        )  # fmt: skip
-    mine = frame.filter(pl.col("order") == "attribution").sort("latents")
-    figure.add_scatter(
-        x=mine["latents"].to_list(), y=mine["recovered"].to_list(), name="by attribution", mode="lines+markers",
-        line={"color": PALETTE[0], "width": 2.5},
-    )  # fmt: skip
-    figure.update_xaxes(title="latents that are kept")
-    figure.update_yaxes(title="metric recovered")
-    return dressed(figure, "How few latents carry the output")

@@ -10,7 +10,7 @@ import polars as pl
 
 from nb_sae.attribution.schema import HEAD_SCORES, HEAD_WEIGHTS, INDUCTION
 from nb_sae.errors import WidgetError
-from nb_sae.plots.drawing import BASELINE, PALETTE, dressed, require
+from nb_sae.plots.drawing import BASELINE, PALETTE, dressed, legend_below, require
 
 SHOWN_LATENTS = 40
 SHOWN_HEADS = 6
@@ -96,5 +96,5 @@ def induction_curve(frame: pl.DataFrame) -> go.Figure:
         line={"color": BASELINE, "dash": "dash"},
     )  # fmt: skip
     figure.update_xaxes(title="tokens that are repeated", dtick=1)
-    figure.update_yaxes(title="attention to the token after the first copy", range=[0, 1.02])
-    return dressed(figure, "Induction by the length of what is repeated (block.head)")
+    figure.update_yaxes(title="attention to what comes next", range=[0, 1.02])
+    return legend_below(dressed(figure, "Induction by the length of what is repeated (block.head)"))

@@ -10,7 +10,7 @@ import polars as pl
 from plotly.subplots import make_subplots
 
 from nb_sae.flow.schema import LANES, LAYER_QUALITY
-from nb_sae.plots.drawing import PALETTE, dressed, require
+from nb_sae.plots.drawing import PALETTE, dressed, log_axis, require
 
 _DASHES = dict(zip(LANES, ("solid", "dash", "dot", "solid"), strict=True))
 _SYMBOLS = dict(zip(LANES, ("circle", "square", "diamond", "star"), strict=True))
@@ -50,9 +50,11 @@ def layer_quality(frame: pl.DataFrame) -> go.Figure:
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
     figure.update_xaxes(title="layer", row=2)
     for place, (column, title) in enumerate(_PANELS):
-        scale = "log" if column in ("fvu", "l0") and _positive(frame[column]) else "linear"
-        ticks = "D2" if scale == "log" else None  # 1, 2, 5
-        figure.update_yaxes(title=title, type=scale, dtick=ticks, row=place // 2 + 1, col=place % 2 + 1)
+        known = frame[column].drop_nulls()
+        known = known.filter(known.is_finite())
+        logarithmic = column in ("fvu", "l0") and known.len() and bool((known > 0).all())
+        axis = log_axis(known) if logarithmic else {"type": "linear"}
+        figure.update_yaxes(title=title, row=place // 2 + 1, col=place % 2 + 1, **axis)
     rows = frame["rows"].max() if frame.height else 0
     dressed(figure, f"{frame['site'].n_unique()} dictionaries by layer, up to {rows or 0:,} rows")
     figure.update_layout(height=620, legend={"x": 0, "xanchor": "left", "y": -0.1, "yanchor": "top"})
@@ -87,8 +89,3 @@ def _look(line: pl.DataFrame, *, several_lanes: bool) -> dict[str, Any]:
 def _lane_number(line: pl.DataFrame) -> int:
     lane = line["lane"][0]
     return LANES.index(lane) if lane in LANES else len(LANES)
-
-
-def _positive(values: pl.Series) -> bool:
-    known = values.drop_nulls().drop_nans()
-    return bool(len(known)) and bool((known > 0).all())
