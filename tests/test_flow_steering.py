@@ -283,7 +283,7 @@ def test_questions_that_the_model_cannot_answer_are_refused():
         chain_effect(flow, dictionaries, linear_lm(sees_all=True), token_ids(), **ask)
     with pytest.raises(ConfigError, match="its id 0 … 39"):
         chain_effect(flow, dictionaries, model, token_ids(), **{**ask, "toward": [40]})
-    with pytest.raises(ConfigError, match="no tokenizer"):
+    with pytest.raises(ConfigError, match="without a tokenizer"):
         chain_effect(flow, dictionaries, model, token_ids(), **{**ask, "toward": ["a"]})
     with pytest.raises(ConfigError, match="controls=24"):
         chain_effect(flow, dictionaries, model, token_ids(), **{**ask, "controls": 24})

@@ -92,7 +92,8 @@ def chain_effect(
     Of a language model that is the mean log-probability of the tokens `toward` as the next one, over all positions of
     the prompts; of a CLIP the mean cosine of the image embeddings with the texts `toward`. A control is the chain of
     another latent of the same site, drawn by chance and followed through the same sites; at every token it is pushed
-    exactly as far as the chain is, along its own decoder rows. `cost` is what else the push changed.
+    exactly as far as the chain is, along its own decoder rows (by `set` and `scale` at a later site as far as the
+    chain's latent would be moved from where the control has brought it). `cost` is what else the push changed.
 
     Args:
         flow: From `feature_flow`.
@@ -102,7 +103,8 @@ def chain_effect(
         site: Where the chain ends.
         latent: Its number there.
         toward: Tokens (each one token, or its id), or texts for a CLIP. None: the `PROMOTED_TOKENS` that the latent's
-            decoder row promotes most through the unembedding; a CLIP needs texts.
+            decoder row promotes most through the unembedding, which it then moves directly: a small p is no surprise
+            there. A CLIP needs texts.
         add: See `steer_chain`, as are set, scale, mode, schedule, rate, last, lanes, unit and analyses.
         controls: Control chains; 0: none.
         tokens: Tokens that are written after each prompt.

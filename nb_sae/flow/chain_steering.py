@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import polars as pl
 
 from nb_sae.errors import ConfigError
@@ -104,7 +105,7 @@ def steer_chain(
 def one_change(**given: float | None) -> tuple[str, float]:
     """Which of add, set and scale was given, and its value. Raises `ConfigError` for none or several."""
     named = [(what, value) for what, value in given.items() if value is not None]
-    if len(named) != 1 or not math.isfinite(named[0][1]):
+    if len(named) != 1 or not isinstance(named[0][1], int | float | np.number) or not math.isfinite(named[0][1]):
         told = ", ".join(f"{what}={value}" for what, value in named) or "nothing"
         raise ConfigError(f"{told} was given. Give one of add=, set=, scale= with a finite number.")
     return named[0][0], float(named[0][1])

@@ -21,6 +21,8 @@ from nb_sae.sae.metrics.rows import rows_at_a_time
 
 MEMORY_BYTES = 512 * 2**20
 """Of the sums of products that one pass over the rows holds. What does not fit waits for another pass."""
+BLOCK_BYTES = 32 * 2**20
+"""Of the sums from which correlations are made at a time."""
 PAIRS_AT_A_TIME = 2**16
 """Products of two active latents that are added at a time; more of them do not stay in the cache."""
 
@@ -45,8 +47,9 @@ def by_correlation(
     and as many such blocks as fit `MEMORY_BYTES` share a pass over the rows: memory does not grow with the rows, and
     two sites of 4,096 latents take one pass.
 
-    The null is the largest correlation of each target latent with the sources when the rows of a chunk are shuffled.
-    That undoes the likeness of neighbouring tokens too, so it is exceeded more easily than by unrelated latents.
+    The null is the largest correlation of each target latent with the sources when the rows of a chunk (4,096 rows,
+    fewer for more than 2,048 latents) are shuffled. That undoes the likeness of neighbouring tokens too, so it is
+    exceeded more easily than by unrelated latents; what differs from chunk to chunk it keeps.
 
     Args:
         ways: Pairs of sites.
@@ -69,8 +72,8 @@ def by_correlation(
             for first, codes in _codes(chosen, dictionaries, stores):
                 moments.add(first, codes)
                 bar.update(len(next(iter(codes.values()))[0]))
-            for part, real, shuffled in moments.correlations():
-                found[part.way].take(part.first, real, shuffled)
+            for way, first, real, shuffled in moments.correlations():
+                found[way].take(first, real, shuffled)
     return [found[way].scored(way, dictionaries[way.target].d_in, thresholds) for way in ways]
 
 
@@ -107,15 +110,20 @@ class _Moments:
             _add_products(real, target, (values, numbers), part)
             _add_products(shuffled, target, (values[order], numbers[order]), part)
 
-    def correlations(self) -> Iterator[tuple[_Part, Tensor, Tensor]]:
-        """Each part with its correlations, as they are and shuffled; 0 for a latent that never changes."""
+    def correlations(self) -> Iterator[tuple[Route, int, Tensor, Tensor]]:
+        """Route, first target and correlations of some targets, as they are and shuffled; 0 where a latent never
+        changes. A few targets at a time: what is made of the sums would be several times as large.
+        """
         for part, products in zip(self.parts, self.products, strict=True):
             (mean_t, spread_t), (mean_s, spread_s) = (self._spread(site) for site in (part.way.target, part.way.source))
-            mean_t, spread_t = mean_t[part.first : part.stop], spread_t[part.first : part.stop]
-            covariance = products / self.rows - mean_t[:, None] * mean_s
-            scale = spread_t[:, None] * spread_s
-            real, shuffled = torch.where(scale > 0, covariance / scale, 0.0).float().clamp(-1, 1)
-            yield part, real, shuffled
+            size = max(1, BLOCK_BYTES // (16 * len(mean_s)))
+            for start in range(0, part.stop - part.first, size):
+                some = products[:, start : start + size]
+                here = slice(part.first + start, part.first + start + some.shape[1])
+                covariance = some / self.rows - mean_t[here, None] * mean_s
+                scale = spread_t[here, None] * spread_s
+                real, shuffled = torch.where(scale > 0, covariance / scale, 0.0).float().clamp(-1, 1)
+                yield part.way, here.start, real, shuffled
 
     def _spread(self, site: str) -> tuple[Tensor, Tensor]:
         mean, square = self.sums[site] / self.rows

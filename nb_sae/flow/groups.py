@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nb_sae.errors import ConfigError, StoreError
 from nb_sae.flow.schema import ACTIVATION_GROUPS, GROUP_TESTS, GROUPS
+from nb_sae.flow.settings import check_whole
 from nb_sae.flow.sources import Flow, SourceLane, check_sites, checked_stores, matches_of, sources_of
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.dictionary import Dictionary
@@ -95,6 +96,8 @@ def activation_groups(
     Source:
         Laptev et al. 2025, Analyze Feature Flow, section 4; their groups are tested by Mann–Whitney U.
     """
+    if k is not None:
+        check_whole(1, k=k)
     chosen, left_out = _targets(flow, stores, sites)
     needed = [
         site for site in flow.sites if site in set(chosen) | {one for of in chosen.values() for one in of.values()}

@@ -7,10 +7,10 @@ from typing import Any
 
 import polars as pl
 
-from nb_sae.errors import ConfigError, StoreError, closest
+from nb_sae.errors import ConfigError
 from nb_sae.flow.recovered import Ablate, measure
 from nb_sae.flow.schema import LAYER_QUALITY
-from nb_sae.flow.sources import named_dictionaries
+from nb_sae.flow.sources import named_dictionaries, store_at
 from nb_sae.layers import in_order, place_of
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.dictionary import Dictionary
@@ -55,20 +55,10 @@ def layer_quality(
         StoreError: a site without rows, or rows of another site, model or scale.
     """
     dictionaries = named_dictionaries(dictionaries)
-    if not isinstance(stores, Mapping):
-        raise StoreError(f"Got a {type(stores).__name__} as stores; expected {{site: store}}.")
     if (model is None) != (inputs is None):
         raise ConfigError("loss_recovered needs both model= and inputs=. Give both, or leave out both.")
     for site, one in dictionaries.items():
-        if site not in stores:
-            raise StoreError(
-                f"There are no rows for {site!r}. {closest(site, stores)}Give the store of every site that has a "
-                "dictionary."
-            )
-        try:
-            one.check(stores[site])
-        except StoreError as error:
-            raise StoreError(f"{site!r}: {error}") from error
+        store_at(stores, site, one)
     sites = _ordered(dictionaries)
     lines: list[dict[str, Any]] = []
     with progress_bar(sum(len(stores[site]) for site in sites), "rows", "layer quality", enabled=progress) as bar:

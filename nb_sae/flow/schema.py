@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-LANES = ["residual", "attention", "mlp", "embedding"]
-"""What a site holds: the residual stream after a block, what attention or MLP adds to it, the final embedding."""
+from nb_sae import layers
+
+LANES = list(layers.LANES)
+"""What a site holds: `layers.Lane`."""
 KINDS = ["translated", "processed", "newborn", "unexplained"]
 
 EDGES = pl.Schema(

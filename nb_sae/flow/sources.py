@@ -123,6 +123,32 @@ def dictionary_at(dictionaries: Mapping[str, Dictionary], site: str, flow: Flow 
     return one
 
 
+def store_at(stores: Mapping[str, Any], site: str, dictionary: Dictionary) -> Any:
+    """The store of a site, fit for its dictionary.
+
+    Raises:
+        StoreError: no stores, none for this site, what is no store, or rows of another model, site, width or scale.
+    """
+    if not isinstance(stores, Mapping):
+        raise StoreError(f"Got a {type(stores).__name__} as stores; expected {{site: store}}.")
+    if site not in stores:
+        raise StoreError(
+            f"There is no store for {site!r}. {closest(site, stores)}Collect all sites in one call: "
+            "ActivationStore.collect(…, site=[…])."
+        )
+    store = stores[site]
+    if not isinstance(store, ActivationSource):
+        raise StoreError(
+            f"{site!r} holds a {type(store).__name__} as its store; expected an ActivationStore. Of rows in memory "
+            "make one: ActivationStore.from_tensor(x, site=…)."
+        )
+    try:
+        dictionary.check(store)
+    except StoreError as error:
+        raise StoreError(f"{site!r}: {error}") from error
+    return store
+
+
 def checked_stores(
     stores: Mapping[str, StoredRows],
     dictionaries: Mapping[str, Dictionary],
@@ -136,23 +162,9 @@ def checked_stores(
         StoreError: no stores, a site without a store, rows of another model, site, width or scale, or rows that do not
             lie side by side.
     """
-    if not isinstance(stores, Mapping):
-        raise StoreError(f"Got a {type(stores).__name__} as stores; expected {{site: store}}.")
     chosen: dict[str, StoredRows] = {}
     for site in sites:
-        if site not in stores:
-            raise StoreError(
-                f"There is no store for {site!r}. {closest(site, stores)}Collect all sites in one call: "
-                "ActivationStore.collect(…, site=[…])."
-            )
-        dictionary = dictionary_at(dictionaries, site, flow)
-        if not isinstance(stores[site], ActivationSource):
-            raise StoreError(
-                f"{site!r} holds a {type(stores[site]).__name__} as its store; expected an ActivationStore. Of rows "
-                "in memory make one: ActivationStore.from_tensor(x, site=…)."
-            )
-        dictionary.check(stores[site])
-        chosen[site] = stores[site]
+        chosen[site] = store_at(stores, site, dictionary_at(dictionaries, site, flow))
     first = next(iter(chosen.values()), None)
     for store in chosen.values():
         if first is not None and store is not first:

@@ -86,7 +86,10 @@ def transcode(
     """
     check_whole(1, top=top)
     check_whole(seed=seed)
-    check_sites(flow, ())
+    if not isinstance(others, Sequence):
+        raise ConfigError(f"others is a {type(others).__name__}; expected a list of flows, such as others=[flow].")
+    for one in (flow, *others):
+        check_sites(one, ())
     wanted = _pairs(flow) if pairs is None else list(pairs)
     if not wanted:
         raise ConfigError(f"No residual site of the flow ({', '.join(flow.sites)}) has another before it. Give pairs=.")
