@@ -53,7 +53,7 @@ def layer_quality(frame: pl.DataFrame) -> go.Figure:
         known = frame[column].drop_nulls()
         known = known.filter(known.is_finite())
         logarithmic = column in ("fvu", "l0") and known.len() and bool((known > 0).all())
-        axis = log_axis(known) if logarithmic else {"type": "linear"}
+        axis: dict[str, Any] = log_axis(known) if logarithmic else {"type": "linear"}
         figure.update_yaxes(title=title, row=place // 2 + 1, col=place % 2 + 1, **axis)
     rows = frame["rows"].max() if frame.height else 0
     dressed(figure, f"{frame['site'].n_unique()} dictionaries by layer, up to {rows or 0:,} rows")
