@@ -107,7 +107,9 @@ def activation_groups(groups: pl.DataFrame) -> go.Figure:
     figure.update_layout(barmode="stack")
     figure.update_yaxes(title="share of activations", range=[0, 1], tickformat=".0%")
     dressed(figure, "Matched predecessors that are active with a latent")
-    return figure.update_layout(height=460, legend={"y": -0.28, "yanchor": "top", "x": 0, "xanchor": "left"})
+    # The names of sites take the room below, so that the legend stands above the bars.
+    legend = {"y": 1.0, "yanchor": "bottom", "x": 0, "xanchor": "left"}
+    return figure.update_layout(height=480, margin={"t": 100, "b": 120}, legend=legend)
 
 
 def deactivation(frame: pl.DataFrame) -> go.Figure:
