@@ -11,6 +11,7 @@ from linear_toy import HALF, WIDTH, LinearResidual, linear_lm, rotated, token_id
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, HookError
+from nb_sae.flow import deactivation
 from nb_sae.flow.deactivation import Deactivation, deactivate
 from nb_sae.flow.scaling import scaling
 from nb_sae.flow.schema import DEACTIVATION
@@ -124,6 +125,30 @@ def test_predecessors_are_compared_with_the_controls_of_the_same_latent():
     assert line["p"] == pytest.approx(2 / 3**WIDTH)
     shown = repr(run(*world(), latents=[2, 3], controls=1))
     assert shown == "Deactivation('layers.1', 2 latents; change top1 r=0: +1.00, control r=0: +0.00)"
+
+
+def test_five_at_once_are_compared_with_five_others_at_once(monkeypatch):
+    """Five of anything change more than one: single controls would make every top-5 look like a find."""
+    _, dictionaries, model = world()
+    ranked = [[(j + step) % HALF for step in range(5)] for j in range(WIDTH)]
+    flow = flow_of(dict.fromkeys(SITES, WIDTH), {"layers.1": {"residual": ("layers.0", ranked)}})
+    seen = set()
+    real = deactivation.scaling
+
+    def noted(dictionary, site, x, acts, latents, factor):
+        seen.add(tuple(sorted(latents)))
+        return real(dictionary, site, x, acts, latents, factor)
+
+    monkeypatch.setattr(deactivation, "scaling", noted)
+    done = run(flow, dictionaries, model, latents=[HALF + 4], how=["top1", "top5", "random5"], controls=1)
+    assert set(done.frame["how"]) == {"top1", "top5", "random5", "control", "control of top5", "control of random5"}
+    five = [one for one in seen if len(one) == 5]
+    assert (4, 5, 6, 7, 8) in five
+    (others,) = (set(one) for one in five if one != (4, 5, 6, 7, 8))
+    assert not others & {4, 5, 6, 7, 8}
+    lines = {line["how"]: line for line in done.against_control().iter_rows(named=True)}
+    assert set(lines) == {"top1", "top5", "random5"}
+    assert (lines["top5"]["change"], lines["top5"]["control"]) == (1.0, 0.0)
 
 
 def test_predecessors_that_are_like_their_controls_are_seldom_found_different():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nb_sae.errors import ConfigError
 from nb_sae.flow.contexts import Contexts
-from nb_sae.flow.counting import Counted, count
+from nb_sae.flow.counting import count
 from nb_sae.flow.scaling import flat, scaling
 from nb_sae.flow.schema import DEACTIVATION
 from nb_sae.flow.settings import check_whole
@@ -28,22 +28,15 @@ from nb_sae.flow.sources import (
     dictionary_at,
     matches_of,
     sources_of,
-    sources_of_latent,
 )
+from nb_sae.flow.trials import How, Trial, control_of, plan_of
 from nb_sae.hooks import capture, intervene
 from nb_sae.models.contexts import Batch
 from nb_sae.progress import progress as progress_bar
-from nb_sae.sae.controls import matched_latents
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import activations_of
 from nb_sae.sae.origin import check_model
 from nb_sae.statistics import one_among_p
-
-How = Literal["top1", "top5", "random5", "permutation"]
-TOP = 5
-"""Sources of "top5" and "random5"."""
-ENOUGH_ROWS = 10
-"""A control should be active together with the watched latent on so many rows, or on as many as the predecessor is."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +45,8 @@ class Deactivation:
 
     frame: pl.DataFrame
     """`schema.DEACTIVATION`: one line per latent, source site, way of choosing and factor; `how` "control" for latents
-    of the source site that are none of its matches. Where no row has both active, `change` and `success` are null."""
+    of the source site that are none of its matches, "control of top5" for five of them at once and "control of random5"
+    for those like that one. Where no row has both active, `change` and `success` are null."""
     about: Mapping[str, Any]
     """`site`, `sources` (lane → site), `rows` and `contexts` that were run, `latents`, `loss` (clean, nats per token;
     null without one), `seed`."""
@@ -75,8 +69,12 @@ class Deactivation:
         """
         keys = ["source_site", "latent", "factor"]
         measured = self.frame.drop_nulls("change")
-        rest = measured.filter(pl.col("how") == "control").group_by(keys).agg(controls="change")
-        both = measured.filter(pl.col("how") != "control").join(rest, on=keys, maintain_order="left")
+        own = pl.col("how").is_in(get_args(How))
+        rest = measured.filter(~own).group_by(*keys, rest="how").agg(controls="change")
+        ways = measured.filter(own).with_columns(
+            rest=pl.col("how").replace_strict({how: control_of(how) for how in get_args(How)})
+        )
+        both = ways.join(rest, on=[*keys, "rest"], maintain_order="left")
         lines = both.with_columns(
             control=pl.col("controls").list.mean(),
             others=pl.col("controls").list.len(),
@@ -127,7 +125,8 @@ def deactivate(
     below 0 reverses it. On the rows on which the latent and its predecessor are active, `change` is the mean of
     1 − z_new / z_old and `success` the share of rows on which the latent is off afterwards. A control is another latent
     of the same source site, none of the latent's matches, as often and as strongly active as the predecessor and
-    active together with the latent; it is measured on its own rows. Memory does not grow with the number of inputs.
+    active together with the latent; of "top5" five of them at once. It is measured on its own rows. Memory does not
+    grow with the number of inputs.
 
     Args:
         flow: From `feature_flow`.
@@ -163,7 +162,7 @@ def deactivate(
     measures_loss = _has_loss(model, contexts, asked=loss)
     matches: dict[SourceLane, Any] = {lane: matches_of(flow, site, lane) for lane in sources}
     counted = count(contexts, dictionaries, site, sources, matches, latents, seed=seed)
-    plan = _plan(flow, counted, sources, ways, factors, controls=controls, seed=seed)
+    plan = plan_of(flow, counted, sources, ways, factors, controls=controls, seed=seed)
     run = _Run(contexts, dictionaries, site, sources, measures_loss=measures_loss)
     with progress_bar(len(contexts), "inputs", f"deactivate {len(plan)} sources", enabled=progress) as bar:
         for given in contexts:
@@ -180,23 +179,6 @@ def deactivate(
         "seed": seed,
     }
     return Deactivation(_frame(plan, site, sources, run), about)
-
-
-@dataclass
-class _Trial:
-    """One line of the table: what is scaled, and what was seen so far."""
-
-    latent: int
-    lane: SourceLane
-    sources: list[int]
-    """Latents that are scaled; the first stands in the table."""
-    how: str
-    factor: float
-    rows: int = 0
-    change: float = 0.0
-    off: int = 0
-    loss: float = 0.0
-    """Summed over tokens: with the edit, less without."""
 
 
 def _asked(
@@ -245,53 +227,6 @@ def _has_loss(model: Any, contexts: Contexts, *, asked: bool | None) -> bool:
     return True
 
 
-def _plan(
-    flow: Flow,
-    counted: Counted,
-    sources: Mapping[SourceLane, str],
-    ways: Sequence[str],
-    factors: Sequence[float],
-    *,
-    controls: int,
-    seed: int,
-) -> list[_Trial]:
-    """Every latent with every source lane, way and factor, and its controls."""
-    plan = []
-    for place, latent in enumerate(counted.watched):
-        for lane, source in sources.items():
-            ranked = sources_of_latent(flow, counted.site, latent, source)
-            random = np.random.default_rng([seed, latent, list(sources).index(lane)])
-            chosen = {how: _sources(ranked, how, latent, source, random) for how in ways if ranked}
-            rest = _controls(counted, lane, place, ranked, controls, seed) if ranked else []
-            trials = [*chosen.items(), *(("control", [one]) for one in rest)]
-            plan += [_Trial(latent, lane, of, how, factor) for factor in factors for how, of in trials]
-    return plan
-
-
-def _sources(ranked: list[int], how: str, latent: int, source: str, random: np.random.Generator) -> list[int]:
-    if how in ("top1", "permutation"):
-        return ranked[:1]
-    if len(ranked) < TOP:
-        raise ConfigError(
-            f"how={how!r} needs {TOP} sources; the flow keeps {len(ranked)} of latent {latent} at {source!r}. Make it "
-            f"with feature_flow(…, top={TOP}) or more."
-        )
-    return ranked[:TOP] if how == "top5" else [int(random.choice(ranked[:TOP]))]
-
-
-def _controls(counted: Counted, lane: SourceLane, place: int, ranked: list[int], wanted: int, seed: int) -> list[int]:
-    """Latents of the source site like the predecessor, active together with the watched latent, none of its matches."""
-    density, mean, together = counted.density[lane], counted.mean[lane], counted.together[lane][place]
-    if not density[ranked[0]] or not wanted:
-        return []
-    for enough in (min(ENOUGH_ROWS, max(1, int(together[ranked[0]]))), 1):
-        may = together >= enough
-        may[ranked] = False
-        if may.sum() >= wanted:
-            break
-    return matched_latents(density, mean, ranked[0], min(wanted, int(may.sum())), seed=seed, among=may)
-
-
 class _Run:
     """Runs batches clean and edited, and adds up what the trials see."""
 
@@ -310,7 +245,7 @@ class _Run:
         self.tokens = self.contexts_seen = 0
         self.clean_loss = 0.0
 
-    def batch(self, given: Batch, plan: Sequence[_Trial]) -> None:
+    def batch(self, given: Batch, plan: Sequence[Trial]) -> None:
         """One batch without an edit, and once more for every trial that has something to scale in it."""
         seen, loss, tokens = self._forward(given.given, [*dict.fromkeys(self.sources.values()), self.site])
         self.clean_loss, self.tokens = self.clean_loss + loss, self.tokens + tokens
@@ -333,7 +268,7 @@ class _Run:
                 trial.loss += new_loss - loss
                 self._compare(trial, target, changed[self.site], rows)
 
-    def _compare(self, trial: _Trial, old: Tensor, new: Tensor, rows: Tensor) -> None:
+    def _compare(self, trial: Trial, old: Tensor, new: Tensor, rows: Tensor) -> None:
         if not len(rows):
             return
         dictionary = self.dictionaries[self.site]
@@ -378,7 +313,7 @@ def _as_rows(hit: Bool[Tensor, " rows"], source: Tensor, target: Tensor) -> Bool
     )
 
 
-def _frame(plan: Sequence[_Trial], site: str, sources: Mapping[SourceLane, str], run: _Run) -> pl.DataFrame:
+def _frame(plan: Sequence[Trial], site: str, sources: Mapping[SourceLane, str], run: _Run) -> pl.DataFrame:
     def lines() -> Iterator[tuple[Any, ...]]:
         for trial in plan:
             rows = trial.rows

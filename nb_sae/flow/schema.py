@@ -109,7 +109,7 @@ DEACTIVATION = pl.Schema(
         "latent": pl.UInt32,
         "source_site": pl.String,
         "source_latent": pl.UInt32,
-        "how": pl.String,  # "top1", "top5", "random5", "permutation", "control"
+        "how": pl.String,  # "top1", "top5", "random5", "permutation", "control", "control of top5" or "… of random5"
         "factor": pl.Float64,  # r: what the predecessor's activation is multiplied with; 0 turns it off
         "rows": pl.UInt64,  # rows on which the latent is active and its predecessor is
         "change": pl.Float64,  # AC = 1 − z_new / z_old, mean over those rows

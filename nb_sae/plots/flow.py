@@ -122,12 +122,13 @@ def deactivation(frame: pl.DataFrame) -> go.Figure:
     if not measured.height:
         raise WidgetError("deactivation: no latent was measured, see the `rows` of the frame. Give more inputs.")
     figure = go.Figure()
-    ways = [how for how in measured["how"].unique(maintain_order=True) if how != "control"]
-    for number, how in enumerate([*ways, "control"]):
+    rest = [how for how in measured["how"].unique(maintain_order=True) if how.startswith("control")]
+    ways = [how for how in measured["how"].unique(maintain_order=True) if not how.startswith("control")]
+    for number, how in enumerate([*ways, *rest]):
         part = measured.filter(pl.col("how") == how)
         if not part.height:
             continue
-        colour = BASELINE if how == "control" else PALETTE[number % len(PALETTE)]
+        colour = BASELINE if how in rest else PALETTE[number % len(PALETTE)]
         figure.add_box(
             x=[
                 f"{escape(site)}<br>r = {factor:g}" for site, factor in part.select("source_site", "factor").iter_rows()
