@@ -128,6 +128,21 @@ def test_what_is_mistyped_is_refused_with_what_to_give_instead(given, what):
         call(given)
 
 
+def test_a_model_left_in_training_mode_is_refused_and_not_put_back_in_silence(given):
+    for model, call in (
+        (given.lm, lambda: ns.attribute(given.lm, given.stream, TEXT, given.metric)),
+        (given.clip, lambda: ns.vision_lens(given.clip, [given.picture], ["a", "b"], progress=False)),
+        (given.clip, lambda: given.clip.encode_text("a dog")),
+    ):
+        model.module.train()
+        try:
+            with pytest.raises(ConfigError, match=r"is in training mode.*model\.module\.eval\(\)"):
+                call()
+            assert model.module.training
+        finally:
+            model.module.eval()
+
+
 def test_one_number_stands_for_a_list_of_one(given):
     one = ns.head_scores(given.lm, 2, contexts=1)
     assert one.equals(ns.head_scores(given.lm, [2], contexts=1))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nb_sae.errors import ConfigError, HookError, InputError, ShapeError
 from nb_sae.hooks import run_to
 from nb_sae.models.clip_loading import default_preprocess, load_parts
-from nb_sae.models.sites import Forward, SiteTable, choose_device, fingerprint, module_device
+from nb_sae.models.sites import Forward, SiteTable, check_evaluating, choose_device, fingerprint, module_device
 from nb_sae.models.tokens import PADDING, caption_preprocessor, check_vocabulary, encodable, token_strings
 from nb_sae.types import Modality, Prepared, Site
 
@@ -288,6 +288,9 @@ class ClipModel:
         """Embeddings before they are normalised, `(context, embed_dim)`, of pixels or of token ids, with gradients.
 
         The batch is what `preprocessor(modality)` gives; in token ids −1 is padding.
+
+        Raises:
+            ConfigError: the module was put into training mode.
         """
         return self._image_forward(batch) if modality == "image" else self._text_forward(batch)
 
@@ -305,6 +308,7 @@ class ClipModel:
         return torch.randint(0, size if isinstance(size, int) else 2, like.shape, generator=generator)
 
     def _image_forward(self, pixels: Tensor) -> Tensor:
+        check_evaluating(self.module, self.name)
         try:
             return _encode(self.module, "encode_image", pixels.to(self.device, _pixel_dtype(self.module)))
         except RuntimeError as error:
@@ -318,6 +322,7 @@ class ClipModel:
             ) from error
 
     def _text_forward(self, ids: Tensor) -> Tensor:
+        check_evaluating(self.module, self.name)
         check_vocabulary(ids, getattr(self.module, "vocab_size", None))
         return _encode(self.module, "encode_text", self.filled(ids).to(self.device))
 

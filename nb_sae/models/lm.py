@@ -16,7 +16,7 @@ from nb_sae.errors import ConfigError, InputError, ShapeError
 from nb_sae.hooks import hook_points, run_to
 from nb_sae.models.lm_loading import dtype_of, pretrained, tokenizer_of
 from nb_sae.models.next_token import continuation, losses_of, read_logits, room_for, sees_ahead, write_on
-from nb_sae.models.sites import SiteTable, check_movable, choose_device, fingerprint, module_device
+from nb_sae.models.sites import SiteTable, check_evaluating, check_movable, choose_device, fingerprint, module_device
 from nb_sae.models.tokens import (
     PADDING,
     WindowPreprocessor,
@@ -289,7 +289,12 @@ class LanguageModel:
         return token_strings(self._required_tokenizer(InputError), ids)
 
     def forward(self, batch: Tensor, modality: Modality = "text") -> Any:
-        """What the module gives for `(context, position)` token ids, −1 on padding; with gradients."""
+        """What the module gives for `(context, position)` token ids, −1 on padding; with gradients.
+
+        Raises:
+            ConfigError: the module was put into training mode.
+        """
+        check_evaluating(self.module, self.name)
         ids = batch.to(self.device)
         real = ids != PADDING
         ids = ids.masked_fill(~real, self._padding_id)

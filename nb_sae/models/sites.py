@@ -143,6 +143,19 @@ def module_device(module: nn.Module) -> torch.device:
     return tensor.device if tensor is not None else torch.device("cpu")
 
 
+def check_evaluating(module: nn.Module, name: str) -> None:
+    """Refuse to run a model that was put into training mode: with dropout its numbers would differ each time.
+
+    Raises:
+        ConfigError: says how to leave that mode.
+    """
+    if module.training:
+        raise ConfigError(
+            f"{name} is in training mode, in which dropout makes activations and losses random; expected evaluation "
+            "mode, as it was loaded. Call model.module.eval() first."
+        )
+
+
 def check_movable(module: nn.Module, **given: Any) -> None:
     """Refuse to move or convert a module that accelerate has spread.
 
