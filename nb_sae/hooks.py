@@ -196,13 +196,16 @@ def intervene(model: Any, edits: Edits) -> Iterator[None]:
         ShapeError: A site gives no rows, or an edit changed shape, dtype or device.
     """
     listed = _edit_list(edits)
-    batches = set[int]()
-    with ExitStack() as installed:
-        _require_rows(model, [edit.site for edit in listed])
-        installed.enter_context(_watch_batch(root_module(model), batches))
-        for edit in listed:
-            installed.callback(_install(model, edit.site, _replacement(model, edit, batches)).remove)
-        yield
+    batches, under_way = set[int](), [True]
+    try:
+        with ExitStack() as installed:
+            _require_rows(model, [edit.site for edit in listed])
+            installed.enter_context(_watch_batch(root_module(model), batches))
+            for edit in listed:
+                installed.callback(_install(model, edit.site, _replacement(model, edit, batches, under_way)).remove)
+            yield
+    finally:
+        under_way.clear()  # a hook that an interrupt left while others were put in or taken out edits nothing
 
 
 def probe(model: Any, forward: Callable[[Tensor], Any], batch: Tensor) -> dict[str, Probed]:
@@ -256,10 +259,12 @@ def _readable(output: Any, *, model: Any, site: str, batches: set[int]) -> Tenso
     return tensor
 
 
-def _replacement(model: Any, edit: Edit, batches: set[int]) -> Callable[[Any], Any]:
+def _replacement(model: Any, edit: Edit, batches: set[int], under_way: list[bool]) -> Callable[[Any], Any]:
     title = edit.label or f"The edit at {edit.site!r}"
 
     def on_output(output: Any) -> Any:
+        if not under_way:
+            return None
         tensor = _readable(output, model=model, site=edit.site, batches=batches)
         rows = to_rows(tensor)
         given = edit.apply(rows.clone())
@@ -293,8 +298,9 @@ def _edit_list(edits: Edits) -> list[Edit]:
 
 def _edit_at(site: str, given: Any) -> Edit:
     """What stands beside a site in a mapping; a function may be a class or module of its own."""
+    function: Any = given
     if callable(given) and not hasattr(given, "splice"):
-        return Edit(site, given)
+        return Edit(site, function)
     return replace(_edit(given), site=site)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from metric_fakes import dictionary_of, gaussian
 from torch import nn
 
 import nb_sae as ns
+from nb_sae import hooks
 from nb_sae.errors import ConfigError, ShapeError
 
 WIDTH = 16
@@ -77,3 +80,23 @@ def test_a_splice_says_what_it_cannot_do():
         small().splice(17)
     with pytest.raises(ShapeError, match=r"\(2, 5\) were given"):
         small().splice().apply(torch.zeros(2, 5))
+
+
+def test_a_hook_that_an_interrupt_left_edits_nothing(model, monkeypatch):
+    """An interrupt may come between the removal of two hooks."""
+    x = gaussian(5, WIDTH).float()
+    clean = model(x)
+    install = hooks._install
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    def never_removed(*given):
+        install(*given)
+        return SimpleNamespace(remove=interrupted)
+
+    monkeypatch.setattr(hooks, "_install", never_removed)
+    with pytest.raises(KeyboardInterrupt), ns.intervene(model, small()):
+        assert not torch.equal(model(x), clean)
+    assert model[0]._forward_hooks, "one was left, or this test shows nothing"
+    assert torch.equal(model(x), clean)
