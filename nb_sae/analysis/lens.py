@@ -23,6 +23,7 @@ from nb_sae.errors import ConfigError, ShapeError
 from nb_sae.layers import place_of
 from nb_sae.models.lm import LanguageModel
 from nb_sae.models.parts import parts
+from nb_sae.models.weights import linear_part
 from nb_sae.sae.origin import check_model
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class TokenLens:
         self.model = model
         self.unembed: Float[Tensor, "d_model vocabulary"] = unembed[:, :known]
         """Of the tokens that the tokenizer has: the rest of a padded vocabulary means nothing."""
-        self.gain, self.centres = _linear_part(found.final_norm, unembed.shape[0], unembed.device)
+        self.gain, self.centres = linear_part(found.final_norm, unembed.shape[0], unembed.device)
 
     @property
     def d_model(self) -> int:
@@ -283,33 +284,3 @@ def _extremes(logits: Float[Tensor, "rows vocabulary"], k: int, *, largest: bool
     rest = torch.arange(groups * GROUP, logits.shape[1], device=logits.device).expand(len(logits), -1)
     numbers = torch.cat([numbers, rest], 1)
     return numbers.gather(1, logits.gather(1, numbers).topk(k, largest=largest).indices)
-
-
-@torch.no_grad()
-def _linear_part(norm: Any, width: int, device: torch.device) -> tuple[Float[Tensor, " d_model"], bool]:
-    """Weight of a norm and whether it takes the mean off, asked of the norm itself, up to a positive factor near 1.
-
-    N(x) − N(−x) holds no bias, and for a row of mean 0 and spread 1 it is 2 · weight · x in a LayerNorm as in an RMS
-    norm, however the weight is stored (Gemma keeps weight − 1).
-    """
-    if norm is None:
-        return torch.ones(width, device=device), False
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(3, width, generator=generator)
-    rows = rows.sign() * (0.5 + rows.abs())  # no entry near 0, by which is divided
-    rows = rows - rows.mean(-1, keepdim=True)
-    rows = (rows / rows.square().mean(-1, keepdim=True).sqrt()).to(device)
-    found = (norm(rows) - norm(-rows)) / 2
-    usable = rows.abs() > 0.1
-    gain = (found * usable / torch.where(usable, rows, 1.0)).sum(0) / usable.sum(0).clamp_min(1)
-    shifted = (norm(rows + 1) - norm(-rows - 1)) / 2
-    scale = float(gain.abs().max()) + 1e-12
-    centres = bool((shifted - found).abs().max() < 1e-3 * scale)
-    again = (rows + 1) / (rows + 1).square().mean(-1, keepdim=True).sqrt() * gain
-    known = (found - rows * gain).abs().max() < 1e-3 * scale and usable.any(0).all()
-    if not known or not (centres or (shifted - again).abs().max() < 1e-3 * scale):
-        raise ConfigError(
-            f"The final norm ({norm!r}) is neither a LayerNorm nor an RMS norm, so no direction has logits of its own. "
-            "Look at logits of whole rows with model.logits(batch)."
-        )
-    return gain, centres

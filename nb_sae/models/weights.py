@@ -76,10 +76,44 @@ def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | No
 
 
 def gain(norm: nn.Module, width: int) -> Float[Tensor, " width"] | None:
-    """The factor per dimension of an RMS norm, whatever it calls its weights; None for a norm that subtracts a mean."""
-    ones = torch.ones(width, device=module_device(norm))
-    signs = ones.clone()
-    signs[::2] = -1
-    with torch.no_grad():
-        by_ones, by_signs = InFloat(norm)(ones), InFloat(norm)(signs)
-    return by_ones if torch.allclose(by_ones * signs, by_signs, atol=1e-5) else None
+    """The factor per dimension of an RMS norm; None for a norm that subtracts a mean. Raises as `linear_part`."""
+    factors, centres = linear_part(InFloat(norm), width, module_device(norm))
+    return None if centres else factors
+
+
+@torch.no_grad()
+def linear_part(norm: Any, width: int, device: torch.device) -> tuple[Float[Tensor, " d_model"], bool]:
+    """Weight of a norm and whether it takes the mean off, asked of the norm itself, up to a positive factor near 1.
+
+    N(x) − N(−x) holds no bias, and for a row of mean 0 and spread 1 it is 2 · weight · x in a LayerNorm as in an RMS
+    norm, however the weight is stored (Gemma keeps weight − 1).
+
+    Args:
+        norm: Takes and gives `(…, d_model)`; None: no norm, whose weight is 1.
+        width: d_model.
+        device: Where it runs.
+
+    Raises:
+        ConfigError: neither a LayerNorm nor an RMS norm.
+    """
+    if norm is None:
+        return torch.ones(width, device=device), False
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, width, generator=generator)
+    rows = rows.sign() * (0.5 + rows.abs())  # no entry near 0, by which is divided
+    rows = rows - rows.mean(-1, keepdim=True)
+    rows = (rows / rows.square().mean(-1, keepdim=True).sqrt()).to(device)
+    found = (norm(rows) - norm(-rows)) / 2
+    usable = rows.abs() > 0.1
+    gain = (found * usable / torch.where(usable, rows, 1.0)).sum(0) / usable.sum(0).clamp_min(1)
+    shifted = (norm(rows + 1) - norm(-rows - 1)) / 2
+    scale = float(gain.abs().max()) + 1e-12
+    centres = bool((shifted - found).abs().max() < 1e-3 * scale)
+    again = (rows + 1) / (rows + 1).square().mean(-1, keepdim=True).sqrt() * gain
+    known = (found - rows * gain).abs().max() < 1e-3 * scale and usable.any(0).all()
+    if not known or not (centres or (shifted - again).abs().max() < 1e-3 * scale):
+        raise ConfigError(
+            f"The norm ({norm!r}) is neither a LayerNorm nor an RMS norm, so no direction passes it by itself. "
+            "Look at logits of whole rows with model.logits(batch)."
+        )
+    return gain, centres
