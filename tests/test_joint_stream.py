@@ -109,6 +109,11 @@ def test_sites_that_stand_at_other_steps_train_apart(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_streamed_together_is_refused():
+    for model, inputs in ((None, images()), (TwoSites(), ["a"]), (TwoSites(), None)):
+        with pytest.raises(ConfigError, match="expected a model from load_clip"):
+            ns.ActivationStream.of_sites(model, inputs, site=["tokens"], **OPTIONS)
+    with pytest.raises(ConfigError, match="batch_rows=0"):
+        next(both()["other"].batches(0, seed=0))
     with pytest.raises(ConfigError, match="other numbers of rows per input"):
         ns.ActivationStream.of_sites(TwoSites(), images(), site=["tokens", "pooled"], **OPTIONS)
     with pytest.raises(ConfigError, match="at least one site, each once"):

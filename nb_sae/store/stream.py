@@ -20,6 +20,7 @@ from nb_sae.store.decoding import DecodedBatch, Decoder, decoded, sample_inputs
 from nb_sae.store.files import DTYPES, statistics_of
 from nb_sae.store.filling import Filler
 from nb_sae.store.pipeline import inputs_table
+from nb_sae.store.reading import check_batch_rows
 from nb_sae.types import HookedModel, Inputs, Modality, RowStatistics, Site, Tokens
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class ActivationStream:
             tokens=tokens, dtype=dtype, batch_inputs=batch_inputs, workers=workers, special_tokens=special_tokens
         )
         options.check()
+        if not isinstance(model, HookedModel) or not isinstance(inputs, Inputs):
+            raise ConfigError(
+                f"Got a {type(model).__name__} and a {type(inputs).__name__}; expected a model from load_clip() or "
+                "load_lm(), and inputs from images(…) or texts(…)."
+            )
         if not len(inputs):
             raise ConfigError(f"{inputs.name!r} holds no inputs. Give at least one image or text.")
         if rows is not None and bytes is not None:
@@ -142,7 +148,7 @@ class ActivationStream:
         """
         from nb_sae.store.joint import JointStream
 
-        return JointStream(model, inputs, site=list(site), **options).parts  # pyright: ignore[reportArgumentType]
+        return JointStream(model, inputs, site=list(site or ()), **options).parts  # pyright: ignore[reportArgumentType]
 
     def _sites_of(self, model: HookedModel, site: Any, modality: Modality) -> list[Site]:
         return [model.site(site, modality)]
@@ -211,6 +217,7 @@ class ActivationStream:
             NotEnoughMemoryError: the device does not hold the buffer.
             InputError, StoreError: as `ActivationStore.collect`.
         """
+        check_batch_rows("batch_rows", batch_rows)
         place = torch.device(device)
         lanes = min(batch_rows, self._length)
         slots = self.buffer_rows // lanes
