@@ -25,7 +25,7 @@ from nb_sae.flow.chain_steering import (
     one_change,
     steer_chain,
 )
-from nb_sae.flow.readouts import CosineReadout, Readout, TokenReadout, token_numbers, vocabulary_of
+from nb_sae.flow.readouts import CosineReadout, Readout, TokenReadout, token_numbers
 from nb_sae.flow.schema import CHAIN_EFFECT, GENERATIONS
 from nb_sae.flow.settings import check_whole
 from nb_sae.flow.sources import SourceLane, matches_of, sources_of, sources_of_latent
@@ -163,7 +163,7 @@ def _readout(
     if hasattr(model, "token_losses"):
         model.require_next_token()
         listed = listed or _promoted(model, dictionary, latent)
-        ids = token_numbers(model, listed, vocabulary_of(model))
+        ids = token_numbers(model, listed)
         return TokenReadout(model, inputs, ids, batch), model.token_strings(ids) if model.tokenizer else ids
     if not listed or not all(isinstance(one, str) for one in listed):
         raise ConfigError(f"toward={toward!r}: give one text or several, such as 'a photo of a dog'.")

@@ -98,16 +98,10 @@ class CosineReadout:
         return 1 - (clean * moved).sum(-1)
 
 
-def token_numbers(model: Any, tokens: Sequence[str | int], vocabulary: int) -> list[int]:
+def token_numbers(model: Any, tokens: Sequence[str | int]) -> list[int]:
     """Ids of tokens that are given by id or as text. Raises `ConfigError` for a text that is not one token."""
     numbers = [model.token_id(token) for token in tokens]
-    wrong = next((one for one in numbers if one >= vocabulary), None)
+    wrong = next((one for one in numbers if one >= model.vocabulary), None)
     if wrong is not None:
-        raise ConfigError(f"toward= holds {wrong}; expected a token as text, or its id 0 … {vocabulary - 1}.")
+        raise ConfigError(f"toward= holds {wrong}; expected a token as text, or its id 0 … {model.vocabulary - 1}.")
     return numbers
-
-
-@torch.no_grad()
-def vocabulary_of(model: Any) -> int:
-    """How many tokens the logits are over."""
-    return model.logits(model.probe_batch()[:1, :1]).shape[-1]
