@@ -260,6 +260,18 @@ def test_texts_of_a_clip_are_explained_without_their_padding_and_marks(clip, pic
     assert inner.about["value"] == pytest.approx(found.about["value"], abs=1e-6)
 
 
+@pytest.mark.parametrize("special_tokens", [False, True])
+def test_ids_of_a_clips_tokenizer_are_the_texts_they_spell(clip, special_tokens):
+    """open_clip pads with 0, which is a word: it must not count as one."""
+    texts, dictionary = ["a hat", "a man with eyeglasses"], random_dictionary(128, 64, "transformer.resblocks.1")
+    settings = {"special_tokens": special_tokens}
+    by_ids = attribute(clip, dictionary, clip.tokenizer(texts), cosine_to("a smile"), **settings)
+    by_text = attribute(clip, dictionary, texts, cosine_to("a smile"), **settings)
+    assert by_ids.latents.equals(by_text.latents)
+    assert by_ids.tokens.equals(by_text.tokens)
+    assert by_ids.about["rows"] == by_text.about["rows"]
+
+
 def test_rows_are_those_of_a_store(lm, tmp_path):
     texts = ns.texts([TEXT, "Return a copy"])
     store = ns.ActivationStore.collect(lm, texts, site=BLOCK, path=tmp_path / "rows", progress=False)

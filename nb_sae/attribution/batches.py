@@ -13,7 +13,7 @@ from torch import Tensor
 from nb_sae.errors import ConfigError, HookError, InputError, ShapeError
 from nb_sae.hook_rows import tensor_of
 from nb_sae.models.clip import ClipModel
-from nb_sae.models.contexts import Batch, TowerModel, special_positions
+from nb_sae.models.contexts import Batch, TowerModel, prepared_ids
 from nb_sae.models.lm import LanguageModel
 from nb_sae.models.tokens import PADDING
 from nb_sae.types import Modality, Prepared, Site, Tokens
@@ -153,8 +153,10 @@ class Batches(Sequence[Batch]):
     def _made(self, numbers: range) -> Batch:
         if self._prepare is None:
             given = self._inputs[numbers.start : numbers.stop]
-            marks = None if self._modality == "image" else special_positions(self._model, given)
-            return Batch(given, marks, self._special_tokens, numbers)
+            if self._modality == "image":
+                return Batch(given, inputs=numbers)
+            ids = prepared_ids(self._model, given)
+            return Batch(ids.tensor, ids.special, self._special_tokens, numbers)
         prepared = [self._one(self._prepare, number) for number in numbers]
         given = torch.cat([one.tensor for one in prepared])
         if self._modality == "image":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nb_sae.errors import InputError, ShapeError
 from nb_sae.flow.settings import check_whole
-from nb_sae.models.contexts import Batch, special_positions
+from nb_sae.models.contexts import Batch, prepared_ids
 from nb_sae.types import Modality
 
 
@@ -31,8 +31,11 @@ class Contexts:
     def __iter__(self) -> Iterator[Batch]:
         if isinstance(self.inputs, Tensor):
             for given in self.inputs.split(self.batch):
-                marks = special_positions(self.model, given) if self.modality == "text" else None
-                yield Batch(given, marks, self.special_tokens)
+                if self.modality == "image":
+                    yield Batch(given)
+                else:
+                    ids = prepared_ids(self.model, given)
+                    yield Batch(ids.tensor, ids.special, self.special_tokens)
             return
         prepare = self.model.preprocessor(self.modality)
         waiting: list[Any] = []

@@ -15,6 +15,7 @@ from torch import Tensor
 from nb_sae.models.clip import ClipModel
 from nb_sae.models.lm import LanguageModel
 from nb_sae.models.tokens import PADDING, caption_preprocessor, special_ids
+from nb_sae.types import Prepared
 
 TowerModel = LanguageModel | ClipModel
 
@@ -45,12 +46,15 @@ class Batch:
         return mask
 
 
-def special_positions(
-    model: TowerModel, ids: Int[Tensor, "context position"]
-) -> Bool[Tensor, "context position"] | None:
-    """Which ids are special to the model's tokenizer; None without one."""
+def prepared_ids(model: TowerModel, ids: Int[Tensor, "context position"]) -> Prepared:
+    """Token ids that a user gives, on the CPU, as the model's preprocessing would give them.
+
+    Padding of a CLIP's tokenizer (0 after the end mark) becomes −1. Without a tokenizer special tokens are not known.
+    """
+    ids = ids.cpu().long()
     if model.tokenizer is None:
-        return None
-    clip = isinstance(model, ClipModel)
-    known = caption_preprocessor(model.tokenizer).special_ids if clip else special_ids(model.tokenizer)
-    return torch.isin(ids.cpu().long(), torch.tensor(sorted(known), dtype=torch.long))
+        return Prepared(ids)
+    if isinstance(model, ClipModel):
+        return caption_preprocessor(model.tokenizer).of_ids(ids)
+    known = torch.tensor(sorted(special_ids(model.tokenizer)), dtype=torch.long)
+    return Prepared(ids, special=torch.isin(ids, known))

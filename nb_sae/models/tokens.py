@@ -90,19 +90,24 @@ class CaptionPreprocessor:
                 f"The tokenizer gave {tuple(ids.shape)} for one text; expected (1, positions). "
                 "Pass tokenizer= a function from a list of texts to a tensor of token ids."
             )
+        return self.of_ids(ids)
+
+    def of_ids(self, ids: Tensor) -> Prepared:
+        """The same of `(text, position)` ids, as the tokenizer gives them or with −1 on padding."""
         keep = self._kept(ids)
-        special = torch.isin(ids, torch.tensor(sorted(self.special_ids), dtype=ids.dtype)) | ~keep
+        marks = torch.tensor(sorted(self.special_ids), dtype=ids.dtype, device=ids.device)
+        special = torch.isin(ids, marks) | ~keep
         shown = ids if self.padding_id is None else ids.masked_fill(~keep & (ids == self.padding_id), PADDING)
         return Prepared(shown, keep=keep, special=special)
 
     def _kept(self, ids: Tensor) -> Tensor:
-        place = torch.arange(ids.shape[1])
-        if self.end_id is not None and (ids == self.end_id).any():
-            return place <= (ids == self.end_id).int().argmax(dim=1, keepdim=True)
-        if self.padding_id is not None:
-            real = (ids != self.padding_id).int()
-            return real.flip(1).cumsum(1).flip(1) > 0
-        return torch.ones_like(ids, dtype=torch.bool)
+        padding = (ids == PADDING) | (ids == (PADDING if self.padding_id is None else self.padding_id))
+        keep = (~padding).int().flip(1).cumsum(1).flip(1) > 0
+        if self.end_id is None:
+            return keep
+        ends = ids == self.end_id
+        up_to_end = torch.arange(ids.shape[1], device=ids.device) <= ends.int().argmax(dim=1, keepdim=True)
+        return torch.where(ends.any(dim=1, keepdim=True), up_to_end, keep)
 
 
 def caption_preprocessor(tokenizer: Callable[[list[str]], Tensor]) -> CaptionPreprocessor:
