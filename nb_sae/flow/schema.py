@@ -6,7 +6,7 @@ import polars as pl
 
 from nb_sae import layers
 
-LANES = list(layers.LANES)
+LANES: list[str] = list(layers.LANES)
 """What a site holds: `layers.Lane`."""
 KINDS = ["translated", "processed", "newborn", "unexplained"]
 
