@@ -12,6 +12,7 @@ from sessions import same, state
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, HookError, StoreError
+from nb_sae.sae import many
 from nb_sae.sae.many import train_all
 from nb_sae.types import Site
 
@@ -106,6 +107,26 @@ def test_sites_that_stand_at_other_steps_train_apart(tmp_path, monkeypatch):
     again = train_all(both(), CONFIG, PLAN, **settings)
     for site in SITES:
         assert same(state(again[site].session), state(whole[site].session))
+
+
+def test_every_pass_counts_a_whole_buffer(tmp_path, monkeypatch):
+    """Two sites at one step share a buffer; at two steps each has one, and there may be room for one alone."""
+    with monkeypatch.context() as patch:
+        patch.setattr(many._Run, "to_the_end", lambda run, show: None)
+        trainings = train_all(both(), CONFIG, PLAN, device="cpu", progress=False)
+    one, other = trainings["tokens"], trainings["other"]
+    buffer = one.source.joint.held_bytes(one.device)
+    assert one.source.held_bytes(one.device) + other.source.held_bytes(one.device) == buffer
+    trainings.memory_bytes = one.memory.total + other.memory.total + buffer
+    run = many._Run(trainings, [one, other])
+    assert run._fits(other, [one])
+    one.open()
+    assert run._fits(other, [one])
+    one._step = one.session.step = 3
+    assert not run._fits(other, [one])
+    trainings.memory_bytes += buffer
+    assert many._Run(trainings, [one, other])._fits(other, [one])
+    one.close()
 
 
 def test_what_cannot_be_streamed_together_is_refused():

@@ -248,7 +248,7 @@ class _Run:
         try:
             while self.waiting and not interrupted():
                 one = self.waiting[0]
-                if (self.lanes or opened) and not self._fits(one):
+                if (self.lanes or opened) and not self._fits(one, opened):
                     break
                 self.waiting.pop(0)
                 try:
@@ -258,17 +258,14 @@ class _Run:
                 else:
                     opened.append(one)
         finally:  # what is open is closed by the lane it is in
-            shared: dict[Any, list[SiteTraining]] = {}
-            for one in opened:
-                joint = getattr(one.source, "joint", None)
-                alike = (id(joint), one.train.batch_rows, one.train.seed, one.step) if joint is not None else one.site
-                shared.setdefault(alike, []).append(one)
-            self.lanes += [_Lane(members, self.device) for members in shared.values()]
+            self.lanes += [_Lane(members, self.device) for members in _side_by_side(opened)]
 
-    def _fits(self, one: SiteTraining) -> bool:
+    def _fits(self, one: SiteTraining, opened: Sequence[SiteTraining] = ()) -> bool:
         """Whether another site has room beside those that are there, on the device and for its copy beside it."""
         others = [other for other in self.trainings.values() if other is not one]
-        if self.limit is not None and sum(other.held_bytes() for other in others) + one.needed_bytes() > self.limit:
+        lanes = [*(lane.all for lane in self.lanes), *_side_by_side([*opened, one])]
+        needs = sum(other.held_bytes() for other in others) + one.needed_bytes()
+        if self.limit is not None and needs + sum(map(_rest_of_buffer, lanes)) > self.limit:
             return False
         if self.device.type == "cpu":
             return True  # the copy is part of what is needed
@@ -343,6 +340,25 @@ class _Lane:
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+def _side_by_side(sites: Sequence[SiteTraining]) -> list[list[SiteTraining]]:
+    """Sites that take their rows from one pass of a stream, together; every other by itself."""
+    shared: dict[Any, list[SiteTraining]] = {}
+    for one in sites:
+        joint = getattr(one.source, "joint", None)
+        alike = (id(joint), one.train.batch_rows, one.train.seed, one.step) if joint is not None else one.site
+        shared.setdefault(alike, []).append(one)
+    return list(shared.values())
+
+
+def _rest_of_buffer(members: Sequence[SiteTraining]) -> int:
+    """Bytes of a shared buffer that are of sites which do not train here: every pass has a whole buffer."""
+    joint: Any = getattr(members[0].source, "joint", None)
+    if joint is None:
+        return 0
+    device = members[0].device
+    return joint.held_bytes(device) - sum(one.source.held_bytes(device) for one in members)  # pyright: ignore
 
 
 def _limit(memory_bytes: int | None, device: torch.device, held: int) -> int | None:
