@@ -134,6 +134,8 @@ def test_wrong_requests_say_what_to_give():
         ({"add": 1.0, "mode": "all"}, "single, cumulative"),
         ({"add": 1.0, "schedule": "cosine"}, "constant, exponential, linear"),
         ({"add": 1.0, "unit": "p99"}, "give analysis="),
+        ({"add": "2"}, "Give one of add="),
+        ({"add": 1.0, "lanes": ["stream"]}, "choose from residual, mlp, attention"),
     ):
         with pytest.raises(ConfigError, match=message):
             steer_chain(flow, dictionaries, "layers.4", 0, **given)

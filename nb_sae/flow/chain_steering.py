@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from nb_sae.errors import ConfigError
-from nb_sae.flow.sources import Flow, check_sites, dictionary_at
+from nb_sae.flow.sources import LANES, Flow, check_sites, dictionary_at
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import Unit, latent_number
 from nb_sae.types import Edit
@@ -129,12 +129,15 @@ def chain_steps(
     for name, value, known in (("mode", mode, Mode), ("schedule", schedule, Schedule)):
         if value not in get_args(known):
             raise ConfigError(f"{name}={value!r}: choose from {', '.join(get_args(known))}.")
+    followed = [lanes] if isinstance(lanes, str) else list(lanes)
+    if any(lane not in LANES for lane in followed):
+        raise ConfigError(f"lanes={lanes!r}: choose from {', '.join(LANES)}.")
     check_sites(flow, [site])
     latent = latent_number(latent, None, dictionary_at(dictionaries, site, flow).d_sae)
     chain = flow.chain(site, latent).filter(pl.col("step") <= 0).sort("step", descending=True)
     nodes = []
     for step, place, number, layer, lane in chain.select("step", "site", "latent", "layer", "lane").iter_rows():
-        if step < 0 and (mode == "single" or lane not in lanes):
+        if step < 0 and (mode == "single" or lane not in followed):
             break
         dictionary_at(dictionaries, place, flow)
         nodes.insert(0, (place, number, layer))
