@@ -37,8 +37,8 @@ _EMBED_METHODS = {"image_embed": "encode_image", "text_embed": "encode_text"}
 class Spliced(Protocol):
     """What stands in for the activations of a site of its own: a `Dictionary`."""
 
-    def splice(self) -> Edit:
-        """The edit that puts its reconstruction into the model."""
+    def splice(self, *, site: str | None = None) -> Edit:
+        """The edit that puts its reconstruction into the model; None: at its own site."""
         ...
 
 
@@ -297,18 +297,18 @@ def _edit_list(edits: Edits) -> list[Edit]:
 
 
 def _edit_at(site: str, given: Any) -> Edit:
-    """What stands beside a site in a mapping; a function may be a class or module of its own."""
-    function: Any = given
-    if callable(given) and not hasattr(given, "splice"):
-        return Edit(site, function)
-    return replace(_edit(given), site=site)
+    """What stands beside a site in a mapping."""
+    if hasattr(given, "splice") or not callable(given):
+        return _edit(given, site)
+    apply: Callable[[Tensor], Tensor] = given  # pyright: ignore[reportAssignmentType]
+    return Edit(site, apply)
 
 
-def _edit(given: Any) -> Edit:
+def _edit(given: Any, site: str | None = None) -> Edit:
     if isinstance(given, Edit):
-        return given
+        return given if site is None else replace(given, site=site)
     splice = getattr(given, "splice", None)
-    edit = splice() if callable(splice) and not isinstance(given, type) else None
+    edit = splice(site=site) if callable(splice) and not isinstance(given, type) else None
     if not isinstance(edit, Edit):
         raise ConfigError(
             f"Got a {type(given).__name__} among the edits; expected nb_sae.Edit(site, function) or a Dictionary. "

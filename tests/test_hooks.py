@@ -343,8 +343,8 @@ class Stand:
     site: str
     value: float
 
-    def splice(self) -> Edit:
-        return Edit(self.site, lambda x: torch.full_like(x, self.value))
+    def splice(self, *, site: str | None = None) -> Edit:
+        return Edit(site or self.site, lambda x: torch.full_like(x, self.value))
 
 
 def test_what_can_splice_itself_in_is_an_edit(tower):
@@ -356,7 +356,7 @@ def test_what_can_splice_itself_in_is_an_edit(tower):
 
 
 def test_in_a_mapping_a_dictionary_stands_at_the_site_it_is_named_with(tower):
-    edits = {"block.linear": Stand("first", 2.0)}
+    edits = {"block.linear": Stand("", 2.0)}
     with intervene(tower, edits), capture(tower, ["first", "block.linear"]) as seen, torch.no_grad():
         tower(batch())
     assert (seen["block.linear"] == 2).all()

@@ -219,6 +219,8 @@ class ClipModel:
             normalize: Divide by the norm.
             batch: Texts per forward pass.
         """
+        if not hasattr(texts, "__len__"):
+            raise InputError(f"Got a {type(texts).__name__}; expected texts. Give a text or several.")
         listed = [texts] if isinstance(texts, str) else [texts[i] for i in range(len(texts))]
         wrong = next((text for text in listed if not isinstance(text, str)), None)
         if wrong is not None:

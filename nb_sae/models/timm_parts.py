@@ -134,9 +134,8 @@ class TimmParts(Parts):
     @contextmanager
     def _explicit_attention(self) -> Iterator[None]:
         """Unfused attention, whose dropout is handed the pattern; set back after."""
-        fused = [
-            (block.attn, block.attn.fused_attn) for block in self._trunk.blocks if hasattr(block.attn, "fused_attn")
-        ]
+        attentions: list[Any] = [getattr(block, "attn", None) for block in self._trunk.blocks]
+        fused: list[tuple[Any, bool]] = [(one, one.fused_attn) for one in attentions if hasattr(one, "fused_attn")]
         try:
             for attention, _ in fused:
                 attention.fused_attn = False
