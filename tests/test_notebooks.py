@@ -20,6 +20,8 @@ SMALLER = {"N_INPUTS": 1500, "TRAIN_ROWS": 300_000}
 SMALLEST = {
     "03_concepts_and_steering": {"N_INPUTS": 1500, "TRAIN_ROWS": 200_000},
     "04_concept_bias_celeba": {"N_INPUTS": 1500, "TRAIN_ROWS": 200_000},
+    "05_feature_flow_clip": {"N_INPUTS": 600, "TRAIN_ROWS": 40_000},  # thirteen dictionaries
+    "06_feature_flow_language_model": {"N_INPUTS": 300, "TRAIN_ROWS": 40_000},  # twelve
     "07_train_and_compare": {"N_INPUTS": 600, "TRAIN_ROWS": 40_000},  # it trains a dozen dictionaries
 }
 TUTORIALS = ("01_interpret_clip", "02_interpret_language_model", *SMALLEST)
