@@ -23,9 +23,9 @@ import psutil
 import torch
 
 from nb_sae.flow.flow import FeatureFlow
-from nb_sae.flow.making import DRAWS, feature_flow
-from nb_sae.flow.matching import BLOCK_BYTES, nearest_rows
-from nb_sae.flow.nulls import isotropic_null
+from nb_sae.flow.links.making import DRAWS, feature_flow
+from nb_sae.flow.links.matching import BLOCK_BYTES, nearest_rows
+from nb_sae.flow.links.nulls import isotropic_null
 from nb_sae.sae.dictionary import Dictionary
 
 LATENTS, WIDTH, TOP = 16_384, 768, 8

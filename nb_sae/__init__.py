@@ -62,17 +62,17 @@ _HOME = {
     "layer_sites": "nb_sae.models.parts:layer_sites",
     "train_all": "nb_sae.sae.many:train_all",
     "Trainings": "nb_sae.sae.many:Trainings",
-    "recovered": "nb_sae.flow.recovered:recovered",
-    "layer_quality": "nb_sae.flow.quality:layer_quality",
-    "feature_flow": "nb_sae.flow.making:feature_flow",
+    "recovered": "nb_sae.flow.effects.recovered:recovered",
+    "layer_quality": "nb_sae.flow.effects.quality:layer_quality",
+    "feature_flow": "nb_sae.flow.links.making:feature_flow",
     "FeatureFlow": "nb_sae.flow.flow:FeatureFlow",
-    "activation_groups": "nb_sae.flow.groups:activation_groups",
-    "deactivate": "nb_sae.flow.deactivation:deactivate",
-    "steer_chain": "nb_sae.flow.chain_steering:steer_chain",
-    "chain_effect": "nb_sae.flow.chain_effect:chain_effect",
-    "transcode": "nb_sae.flow.transcoding:transcode",
-    "level_tree": "nb_sae.flow.levels:level_tree",
-    "concept_flow": "nb_sae.flow.concept_flow:concept_flow",
+    "activation_groups": "nb_sae.flow.effects.groups:activation_groups",
+    "deactivate": "nb_sae.flow.effects.deactivation:deactivate",
+    "steer_chain": "nb_sae.flow.effects.chain_steering:steer_chain",
+    "chain_effect": "nb_sae.flow.effects.chain_effect:chain_effect",
+    "transcode": "nb_sae.flow.effects.transcoding:transcode",
+    "level_tree": "nb_sae.flow.effects.levels:level_tree",
+    "concept_flow": "nb_sae.flow.effects.concept_flow:concept_flow",
     "head_weights": "nb_sae.attribution.heads:head_weights",
     "head_scores": "nb_sae.attribution.patterns:head_scores",
     "induction_curve": "nb_sae.attribution.patterns:induction_curve",
@@ -88,7 +88,7 @@ _HOME = {
     "reader": "nb_sae.analysis.reading:reader",
     "neuron_agreement": "nb_sae.attribution.neurons:neuron_agreement",
     "VisionLens": "nb_sae.attribution.vision_lens:VisionLens",
-    "ConceptFlow": "nb_sae.flow.concept_flow:ConceptFlow",
+    "ConceptFlow": "nb_sae.flow.effects.concept_flow:ConceptFlow",
     "Attribution": "nb_sae.attribution.output:Attribution",
     "DirectAttribution": "nb_sae.attribution.direct:DirectAttribution",
     "FeatureDashboard": "nb_sae.widgets.feature:FeatureDashboard",
@@ -150,18 +150,18 @@ if TYPE_CHECKING:
     from nb_sae.data.utkface import utkface as utkface
     from nb_sae.data.vocabulary import vocabulary as vocabulary
     from nb_sae.diagnosis import doctor as doctor
-    from nb_sae.flow.chain_effect import chain_effect as chain_effect
-    from nb_sae.flow.chain_steering import steer_chain as steer_chain
-    from nb_sae.flow.concept_flow import ConceptFlow as ConceptFlow
-    from nb_sae.flow.concept_flow import concept_flow as concept_flow
-    from nb_sae.flow.deactivation import deactivate as deactivate
+    from nb_sae.flow.effects.chain_effect import chain_effect as chain_effect
+    from nb_sae.flow.effects.chain_steering import steer_chain as steer_chain
+    from nb_sae.flow.effects.concept_flow import ConceptFlow as ConceptFlow
+    from nb_sae.flow.effects.concept_flow import concept_flow as concept_flow
+    from nb_sae.flow.effects.deactivation import deactivate as deactivate
+    from nb_sae.flow.effects.groups import activation_groups as activation_groups
+    from nb_sae.flow.effects.levels import level_tree as level_tree
+    from nb_sae.flow.effects.quality import layer_quality as layer_quality
+    from nb_sae.flow.effects.recovered import recovered as recovered
+    from nb_sae.flow.effects.transcoding import transcode as transcode
     from nb_sae.flow.flow import FeatureFlow as FeatureFlow
-    from nb_sae.flow.groups import activation_groups as activation_groups
-    from nb_sae.flow.levels import level_tree as level_tree
-    from nb_sae.flow.making import feature_flow as feature_flow
-    from nb_sae.flow.quality import layer_quality as layer_quality
-    from nb_sae.flow.recovered import recovered as recovered
-    from nb_sae.flow.transcoding import transcode as transcode
+    from nb_sae.flow.links.making import feature_flow as feature_flow
     from nb_sae.hooks import capture as capture
     from nb_sae.hooks import intervene as intervene
     from nb_sae.models.clip import load_clip as load_clip

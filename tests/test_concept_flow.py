@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, InputError, NonFiniteError
-from nb_sae.flow.concept_flow import concept_flow
-from nb_sae.flow.making import feature_flow
-from nb_sae.flow.map_agreement import Codes, answer_agreement, map_agreement
+from nb_sae.flow.effects.concept_flow import concept_flow
+from nb_sae.flow.effects.map_agreement import Codes, answer_agreement, map_agreement
+from nb_sae.flow.links.making import feature_flow
+from nb_sae.flow.links.spaces import through_final_norm
 from nb_sae.flow.schema import CONCEPT_CHAIN, CONCEPT_FLOW, MAP_AGREEMENT
-from nb_sae.flow.spaces import through_final_norm
 from nb_sae.types import Site
 
 VIT = {"layers": 3, "width": 48, "head_width": 16, "patch_size": 8, "image_size": 32}

@@ -13,7 +13,7 @@ from flow_chains import attention, chains, dictionary, mlp, residual, unit
 import nb_sae as ns
 from nb_sae.errors import ConfigError, FormatError, InputNotFoundError, PathExistsError
 from nb_sae.flow.flow import FeatureFlow
-from nb_sae.flow.making import feature_flow
+from nb_sae.flow.links.making import feature_flow
 from nb_sae.flow.schema import CHAIN, EDGES, FLOW_LATENTS, FLOW_NULLS
 
 

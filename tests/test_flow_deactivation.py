@@ -11,9 +11,9 @@ from linear_toy import HALF, WIDTH, LinearResidual, linear_lm, rotated, token_id
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, HookError
-from nb_sae.flow import deactivation
-from nb_sae.flow.deactivation import Deactivation, deactivate
-from nb_sae.flow.scaling import scaling
+from nb_sae.flow.effects import deactivation
+from nb_sae.flow.effects.deactivation import Deactivation, deactivate
+from nb_sae.flow.effects.scaling import scaling
 from nb_sae.flow.schema import DEACTIVATION
 from nb_sae.statistics import one_among_p
 

@@ -8,7 +8,7 @@ import torch
 from flow_planted import flow_of, plain_dictionary, store_of
 
 from nb_sae.errors import ConfigError, StoreError
-from nb_sae.flow.groups import activation_groups
+from nb_sae.flow.effects.groups import activation_groups
 from nb_sae.flow.schema import ACTIVATION_GROUPS, GROUP_TESTS, GROUPS
 
 SUBSETS = [(), ("residual",), ("mlp",), ("attention",), ("residual", "mlp"), ("residual", "attention")]

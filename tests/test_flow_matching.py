@@ -7,8 +7,8 @@ import torch
 from flow_chains import unit
 
 from nb_sae.errors import NonFiniteError
-from nb_sae.flow import matching
-from nb_sae.flow.matching import nearest_rows
+from nb_sae.flow.links import matching
+from nb_sae.flow.links.matching import nearest_rows
 
 
 def rows(count: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -10,8 +10,8 @@ import torch
 from flow_chains import dictionary, residual, unit
 
 from nb_sae.errors import ConfigError
-from nb_sae.flow.making import feature_flow
-from nb_sae.flow.nulls import (
+from nb_sae.flow.links.making import feature_flow
+from nb_sae.flow.links.nulls import (
     chance_in,
     chance_of_largest,
     covariance_null,

@@ -12,9 +12,9 @@ from flow_chains import dictionary, residual, unit
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, MissingDependencyError, StoreError
-from nb_sae.flow import correlation, permutation
-from nb_sae.flow.making import feature_flow
-from nb_sae.flow.permutation import mean_activations
+from nb_sae.flow.links import correlation, permutation
+from nb_sae.flow.links.making import feature_flow
+from nb_sae.flow.links.permutation import mean_activations
 
 A, B = residual(0), residual(1)
 

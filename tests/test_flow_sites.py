@@ -11,7 +11,7 @@ from flow_chains import dictionary, mlp, residual, unit
 import nb_sae as ns
 from nb_sae.errors import ConfigError, HookError, ShapeError, StoreError
 from nb_sae.flow.flow import FeatureFlow
-from nb_sae.flow.making import feature_flow
+from nb_sae.flow.links.making import feature_flow
 from nb_sae.layers import Place
 
 

@@ -13,8 +13,8 @@ from linear_toy import HALF, WIDTH, linear_lm, rotated, token_ids
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, HookError, InputError
-from nb_sae.flow.chain_effect import chain_effect
-from nb_sae.flow.chain_steering import chain_steps, steer_chain, strength_at
+from nb_sae.flow.effects.chain_effect import chain_effect
+from nb_sae.flow.effects.chain_steering import chain_steps, steer_chain, strength_at
 from nb_sae.flow.schema import CHAIN_EFFECT, GENERATIONS
 
 SITES = ("layers.0", "layers.1")
@@ -202,7 +202,7 @@ def test_a_token_that_the_chain_has_nothing_to_do_with_is_moved_as_by_chance():
 @pytest.mark.parametrize("change", [{"add": 2.0}, {"scale": 3.0}, {"set": 1.5}])
 def test_controls_are_pushed_as_far_as_the_chain_at_every_token(change):
     """Of a model with an orthonormal basis the length of each row's step is that of the latent's own change."""
-    from nb_sae.flow.chain_effect import _pushes
+    from nb_sae.flow.effects.chain_effect import _pushes
 
     flow, dictionaries, model = world(rotated())
     x = model.capture_rows(token_ids(), ["layers.0"])["layers.0"]

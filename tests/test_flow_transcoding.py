@@ -10,8 +10,8 @@ from flow_planted import flow_of, plain_dictionary, store_of
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, ShapeError, StoreError
+from nb_sae.flow.effects.transcoding import transcode
 from nb_sae.flow.schema import TRANSCODED
-from nb_sae.flow.transcoding import transcode
 
 D = 32
 SITES = ("layers.0", "layers.1")

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 import nb_sae as ns
 from nb_sae import plots
 from nb_sae.errors import ConfigError, HookError, InputError, ShapeError, StoreError, WidgetError
-from nb_sae.flow.quality import layer_quality
-from nb_sae.flow.recovered import ABLATED, _Splice, recovered
+from nb_sae.flow.effects.quality import layer_quality
+from nb_sae.flow.effects.recovered import ABLATED, _Splice, recovered
 from nb_sae.flow.schema import LAYER_QUALITY, RECOVERED
 from nb_sae.models.contexts import Batch
 from nb_sae.sae import metrics

@@ -9,7 +9,7 @@ from flow_planted import plain_dictionary, store_of
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, StoreError
-from nb_sae.flow.levels import level_tree
+from nb_sae.flow.effects.levels import level_tree
 from nb_sae.flow.schema import TREE
 
 F = 30

@@ -294,7 +294,7 @@ def test_what_chain_effect_returns_is_shown_beside_its_controls():
 def test_chains_are_those_of_a_real_feature_flow():
     import torch
 
-    from nb_sae.flow.making import feature_flow
+    from nb_sae.flow.links.making import feature_flow
     from nb_sae.sae.dictionary import Dictionary
 
     generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
 """Deactivation: what becomes of a latent when its matched predecessor is scaled in the running model, and of the loss.
 
-Owns the experiment and its controls; `nb_sae.flow.counting` says what is active beforehand.
+Owns the experiment and its controls; `nb_sae.flow.effects.counting` says what is active beforehand.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nb_sae.errors import ConfigError
-from nb_sae.flow.contexts import Contexts
-from nb_sae.flow.counting import count
-from nb_sae.flow.scaling import flat, scaling
+from nb_sae.flow.effects.contexts import Contexts
+from nb_sae.flow.effects.counting import count
+from nb_sae.flow.effects.scaling import flat, scaling
+from nb_sae.flow.effects.trials import How, Trial, control_of, plan_of
 from nb_sae.flow.schema import DEACTIVATION
 from nb_sae.flow.settings import check_whole
 from nb_sae.flow.sources import (
@@ -29,7 +30,6 @@ from nb_sae.flow.sources import (
     matches_of,
     sources_of,
 )
-from nb_sae.flow.trials import How, Trial, control_of, plan_of
 from nb_sae.hooks import capture, intervene
 from nb_sae.models.contexts import Batch
 from nb_sae.progress import progress as progress_bar

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nb_sae.errors import MissingDependencyError
-from nb_sae.flow.cosines import Directions
-from nb_sae.flow.matching import Nearest, inverse_norms
-from nb_sae.flow.routes import Route
-from nb_sae.flow.scores import Scored, Thresholds, threshold_of
+from nb_sae.flow.links.cosines import Directions
+from nb_sae.flow.links.matching import Nearest, inverse_norms
+from nb_sae.flow.links.routes import Route
+from nb_sae.flow.links.scores import Scored, Thresholds, threshold_of
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.metrics.alignment import best_pairs, greedy_pairs
 from nb_sae.sae.metrics.rows import rows_at_a_time

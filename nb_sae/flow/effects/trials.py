@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from nb_sae.errors import ConfigError
-from nb_sae.flow.counting import Counted
+from nb_sae.flow.effects.counting import Counted
 from nb_sae.flow.sources import Flow, SourceLane, sources_of_latent
 from nb_sae.sae.controls import matched_latents
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from nb_sae.errors import ConfigError
-from nb_sae.flow.correlation import by_correlation
-from nb_sae.flow.cosines import Directions, by_cosine
-from nb_sae.flow.fitting import blocks_of, checked, possible
 from nb_sae.flow.flow import FeatureFlow
-from nb_sae.flow.frames import edges_of, latents_of, nulls_frame
-from nb_sae.flow.matching import inverse_norms
-from nb_sae.flow.nulls import NullName, check_draws
-from nb_sae.flow.permutation import by_permutation, mean_activations
-from nb_sae.flow.routes import routes
-from nb_sae.flow.scores import Scored, Thresholds, check_thresholds
+from nb_sae.flow.links.correlation import by_correlation
+from nb_sae.flow.links.cosines import Directions, by_cosine
+from nb_sae.flow.links.fitting import blocks_of, checked, possible
+from nb_sae.flow.links.frames import edges_of, latents_of, nulls_frame
+from nb_sae.flow.links.matching import inverse_norms
+from nb_sae.flow.links.nulls import NullName, check_draws
+from nb_sae.flow.links.permutation import by_permutation, mean_activations
+from nb_sae.flow.links.routes import routes
+from nb_sae.flow.links.scores import Scored, Thresholds, check_thresholds
 from nb_sae.flow.settings import check_whole
 from nb_sae.flow.sources import checked_stores
 from nb_sae.layers import Place

@@ -12,9 +12,9 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from nb_sae.errors import ConfigError, closest
-from nb_sae.flow.matching import Nearest
-from nb_sae.flow.nulls import upper_quantile
-from nb_sae.flow.routes import Route
+from nb_sae.flow.links.matching import Nearest
+from nb_sae.flow.links.nulls import upper_quantile
+from nb_sae.flow.links.routes import Route
 
 Thresholds = str | Mapping[Any, float]
 """`"null"`, `"paper"`, or lane of the source → number, or (source site, target site) → number."""

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nb_sae.errors import ConfigError, ShapeError
-from nb_sae.flow.matching import nearest_rows
-from nb_sae.flow.permutation import mean_activations
+from nb_sae.flow.links.matching import nearest_rows
+from nb_sae.flow.links.permutation import mean_activations
 from nb_sae.flow.schema import TRANSCODED
 from nb_sae.flow.settings import check_whole
 from nb_sae.flow.sources import Flow, check_sites, checked_stores, dictionary_at, sources_of

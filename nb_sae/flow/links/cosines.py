@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nb_sae.errors import ShapeError
-from nb_sae.flow.matching import nearest_rows
-from nb_sae.flow.nulls import (
+from nb_sae.flow.links.matching import nearest_rows
+from nb_sae.flow.links.nulls import (
     NullName,
     chance_in,
     chance_of_largest,
@@ -19,9 +19,9 @@ from nb_sae.flow.nulls import (
     expected_largest,
     isotropic_null,
 )
-from nb_sae.flow.routes import Route
-from nb_sae.flow.scores import Chance, Scored, Thresholds, threshold_of
-from nb_sae.flow.spaces import through_final_norm
+from nb_sae.flow.links.routes import Route
+from nb_sae.flow.links.scores import Chance, Scored, Thresholds, threshold_of
+from nb_sae.flow.links.spaces import through_final_norm
 from nb_sae.layers import Place
 from nb_sae.sae.dictionary import Dictionary
 

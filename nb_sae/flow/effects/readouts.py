@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError
-from nb_sae.flow.contexts import Contexts
+from nb_sae.flow.effects.contexts import Contexts
 from nb_sae.models.contexts import Batch
 from nb_sae.sae.metrics.downstream import kl_of_rows
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from nb_sae.errors import ConfigError
-from nb_sae.flow.recovered import Ablate, measure
+from nb_sae.flow.effects.recovered import Ablate, measure
 from nb_sae.flow.schema import LAYER_QUALITY
 from nb_sae.flow.sources import named_dictionaries, store_at
 from nb_sae.layers import in_order, place_of

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nb_sae.errors import ConfigError, HookError, ShapeError, StoreError, closest
-from nb_sae.flow.routes import Route, places
+from nb_sae.flow.links.routes import Route, places
 from nb_sae.flow.sources import named_dictionaries
 from nb_sae.layers import Place
 from nb_sae.models.parts import parts

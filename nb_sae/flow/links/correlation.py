@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from nb_sae.flow.cosines import drawn_p
-from nb_sae.flow.matching import Forward, Nearest, largest_of
-from nb_sae.flow.routes import Route
-from nb_sae.flow.scores import Chance, Scored, Thresholds, threshold_of
+from nb_sae.flow.links.cosines import drawn_p
+from nb_sae.flow.links.matching import Forward, Nearest, largest_of
+from nb_sae.flow.links.routes import Route
+from nb_sae.flow.links.scores import Chance, Scored, Thresholds, threshold_of
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.metrics.rows import rows_at_a_time

@@ -13,13 +13,13 @@ import torch
 from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError, InputError, closest
+from nb_sae.flow.effects.map_agreement import Codes, answer_agreement, map_agreement
 from nb_sae.flow.flow import FeatureFlow
-from nb_sae.flow.map_agreement import Codes, answer_agreement, map_agreement
-from nb_sae.flow.nulls import chance_in, covariance_null
+from nb_sae.flow.links.nulls import chance_in, covariance_null
+from nb_sae.flow.links.spaces import through_final_norm
 from nb_sae.flow.schema import CONCEPT_CHAIN, CONCEPT_FLOW, MAP_AGREEMENT
 from nb_sae.flow.settings import check_whole
 from nb_sae.flow.sources import check_sites, dictionary_at
-from nb_sae.flow.spaces import through_final_norm
 from nb_sae.models.clip import ClipModel
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.dictionary import Dictionary

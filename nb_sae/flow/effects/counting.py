@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nb_sae.errors import ConfigError
-from nb_sae.flow.contexts import Contexts
+from nb_sae.flow.effects.contexts import Contexts
 from nb_sae.flow.sources import SourceLane
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.edits import latent_number, listed

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nb_sae.analysis.lens import logit_lens
 from nb_sae.errors import ConfigError, InputError
-from nb_sae.flow.chain_steering import (
+from nb_sae.flow.effects.chain_steering import (
     LAST,
     RATE,
     ChainedFlow,
@@ -25,7 +25,7 @@ from nb_sae.flow.chain_steering import (
     one_change,
     steer_chain,
 )
-from nb_sae.flow.readouts import CosineReadout, Readout, TokenReadout, token_numbers
+from nb_sae.flow.effects.readouts import CosineReadout, Readout, TokenReadout, token_numbers
 from nb_sae.flow.schema import CHAIN_EFFECT, GENERATIONS
 from nb_sae.flow.settings import check_whole
 from nb_sae.flow.sources import SourceLane, matches_of, sources_of, sources_of_latent

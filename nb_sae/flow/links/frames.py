@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 from numpy import ndarray as Array
 
-from nb_sae.flow.nulls import upper_quantile
+from nb_sae.flow.links.nulls import upper_quantile
+from nb_sae.flow.links.scores import Scored
 from nb_sae.flow.schema import EDGES, FLOW_LATENTS, FLOW_NULLS
-from nb_sae.flow.scores import Scored
 from nb_sae.layers import Place
 
 _MATCHED = ("residual", "attention", "mlp")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nb_sae.errors import ConfigError, InputError, ShapeError
-from nb_sae.flow.contexts import Contexts
+from nb_sae.flow.effects.contexts import Contexts
 from nb_sae.flow.schema import RECOVERED
 from nb_sae.flow.settings import check_whole
 from nb_sae.flow.sources import named_dictionaries

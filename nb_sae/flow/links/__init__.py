@@ -1,0 +1,1 @@
+"""Which latents continue which: decoder rows matched between sites, with what chance gives."""
