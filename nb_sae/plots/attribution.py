@@ -18,8 +18,8 @@ def faithfulness(frame: pl.DataFrame) -> go.Figure:
         count = chance["latents"].to_list()
         band = [*chance["low"].to_list(), *reversed(chance["high"].to_list())]
         figure.add_scatter(
-            x=[*count, *reversed(count)], y=band, fill="toself", fillcolor="rgba(127,127,127,0.2)", line={"width": 0},
-            hoverinfo="skip", name="random, 95 %",
+            x=[*count, *reversed(count)], y=band, mode="lines", fill="toself", fillcolor="rgba(127,127,127,0.2)",
+            line={"width": 0}, hoverinfo="skip", name="random, 95 %",
         )  # fmt: skip
         figure.add_scatter(
             x=count, y=chance["recovered"].to_list(), name="random order", mode="lines",
