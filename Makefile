@@ -16,7 +16,10 @@ COMPAT := .venv-compat
 COMPAT_TESTS := tests/test_widgets.py tests/test_widgets_wire.py tests/test_lm.py tests/test_demo_lm.py tests/test_clip.py \
 	tests/test_hooks.py tests/test_sae.py tests/test_formats.py tests/test_formats_files.py tests/test_store_read.py \
 	tests/test_store_collect.py tests/test_store_models.py tests/test_analysis.py tests/test_layers.py tests/test_parts.py \
-	tests/test_parts_clip.py tests/test_parts_lens.py tests/test_lm_next_token.py
+	tests/test_parts_clip.py tests/test_parts_lens.py tests/test_lm_next_token.py tests/test_flow.py \
+	tests/test_flow_deactivation.py tests/test_flow_steering.py tests/test_attribution.py tests/test_attribution_input.py \
+	tests/test_direct_attribution.py tests/test_heads.py tests/test_logit_lens.py tests/test_vision_lens.py \
+	tests/test_layer_quality.py tests/test_widgets_flow.py
 TEST_STEPS := lint types contracts js unit notebooks wheel browser
 
 # Tests work without a network; a name that would have to be fetched fails instead of waiting.

@@ -28,7 +28,7 @@ def head_scores(frame: pl.DataFrame, score: Literal["induction", "previous", "fi
     table = frame.sort("layer", "head").pivot("head", index="layer", values=score)
     figure = go.Figure(
         go.Heatmap(
-            z=table.drop("layer").to_numpy(),
+            z=table.drop("layer").to_numpy() if table.width > 1 else [],
             x=[f"head {head}" for head in table.columns[1:]],
             y=[f"block {layer}" for layer in table["layer"]],
             zmin=0,
@@ -59,7 +59,7 @@ def head_weights(frame: pl.DataFrame) -> go.Figure:
     values = table.drop("latent", "most", "own")
     figure = go.Figure(
         go.Heatmap(
-            z=values.to_numpy(),
+            z=values.to_numpy() if values.width else [],
             x=[f"head {head}" for head in values.columns],
             y=[f"latent {latent}" for latent in table["latent"]],
             zmin=0,
