@@ -8,6 +8,7 @@ import pytest
 import torch
 from linear_readout import D_SAE, linear_lm, prompts, random_dictionary
 from PIL import Image
+from polars.testing import assert_frame_equal
 from test_lm import bridge as bridge
 from test_lm import folder as folder
 from tiny_clips import custom, hugging_face_text, siglip, vit
@@ -413,3 +414,11 @@ def test_what_does_not_lie_on_the_way_to_the_output_gets_zero(clip, pictures):
     found = attribute(clip, dictionary, pictures[:1], cosine_to("a hat"), tokens="patches")
     assert not found.latents["attribution"].to_numpy().any()
     assert "does not change" in found.about["note"]
+
+
+def test_a_caller_inside_inference_mode_gets_the_same_numbers():
+    model, dictionary = linear_lm(), random_dictionary()
+    before = attribute(model, dictionary, prompts(), log_prob(3)).latents
+    with torch.inference_mode():
+        inside = attribute(model, dictionary, prompts(), log_prob(3)).latents
+    assert_frame_equal(inside, before)

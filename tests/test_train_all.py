@@ -16,7 +16,7 @@ import torch
 from sessions import CONFIG, TRAIN, Rows, rows, same, start, state
 
 import nb_sae as ns
-from nb_sae.errors import ConfigError, NonFiniteError, NotEnoughMemoryError, StoreError
+from nb_sae.errors import ConfigError, NonFiniteError, NotEnoughMemoryError, PathExistsError, StoreError
 from nb_sae.sae import many
 from nb_sae.sae.many import train_all
 
@@ -443,3 +443,11 @@ def test_what_is_saved_must_be_of_the_same_rows_and_settings(tmp_path):
         train(other, path=tmp_path)
     with pytest.raises(ConfigError, match=r"'blocks\.0': .*other settings: d_sae=64 \(saved: 32\)"):
         train(config=replace(CONFIG, d_sae=64), path=tmp_path)
+
+
+def test_a_path_that_is_a_file_is_refused_before_the_work(tmp_path):
+    taken = tmp_path / "sessions"
+    taken.write_text("mine")
+    with pytest.raises(PathExistsError, match="is no folder"):
+        train(path=taken)
+    assert taken.read_text() == "mine"

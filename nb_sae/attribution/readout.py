@@ -126,6 +126,8 @@ class Readout:
 
         model = self.tower.model
         with (
+            # A caller inside inference_mode() asked for no gradients of its own; this one is ours.
+            torch.inference_mode(False) if gradients else nullcontext(),
             torch.enable_grad() if gradients else torch.no_grad(),
             _frozen(model.module) if gradients else nullcontext(),
             intervene(model, Edit(self.tower.site, apply, f"The attribution at {self.tower.site!r}")),

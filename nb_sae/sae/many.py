@@ -17,7 +17,7 @@ import polars as pl
 import torch
 
 from nb_sae.atomic import file_names
-from nb_sae.errors import ConfigError, NbSaeError, NotEnoughMemoryError, StoreError, closest
+from nb_sae.errors import ConfigError, NbSaeError, NotEnoughMemoryError, PathExistsError, StoreError, closest
 from nb_sae.machine import choose_device, free_bytes, readable_bytes
 from nb_sae.progress import Progress
 from nb_sae.progress import progress as progress_bar
@@ -77,6 +77,7 @@ def train_all(
     Raises:
         ConfigError: no stores, a store given twice, a configuration for a site that is not there, or settings that do
             not fit the rows or what is saved; says which site.
+        PathExistsError: `path` is a file.
         StoreError: rows that cannot be trained on, that come from another site than they are given for, or that are
             not those the saved training saw.
         NotEnoughMemoryError: one site alone needs more than `memory_bytes`.
@@ -91,6 +92,8 @@ def train_all(
         raise ConfigError(f"save_every_rows={save_every_rows} must be at least 1.")
     folders: dict[str, Path] = {}
     if path is not None:
+        if Path(path).exists() and not Path(path).is_dir():
+            raise PathExistsError(f"{path} is no folder. Give a folder of its own for the saved sessions.")
         folders = {site: Path(path) / name for site, name in zip(named, file_names(list(named)), strict=True)}
     elif save_every_rows is not None:
         raise ConfigError(f"save_every_rows={save_every_rows} needs path=.")
