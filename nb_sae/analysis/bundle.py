@@ -13,7 +13,7 @@ from nb_sae.analysis.notes import Notes, checked_latent, checked_line, checked_n
 from nb_sae.analysis.schema import CONTEXTS, EXAMPLES, INPUTS, LATENTS, PICTURES, PROMOTED, QUALITY
 from nb_sae.atomic import fresh_folder, read_header, write_json
 from nb_sae.errors import ConfigError
-from nb_sae.tables import read_table
+from nb_sae.tables import read_table, write_tables
 from nb_sae.types import Modality, Site
 
 FORMAT = "nb_sae.analysis"
@@ -118,10 +118,7 @@ class Analysis:
         """
         folder = Path(path)
         with self.book.lock, fresh_folder(folder, overwrite=overwrite) as fresh:
-            for name in _TABLES:
-                frame = getattr(self, name)
-                if frame is not None:
-                    frame.write_parquet(fresh / f"{name}.parquet", compression="zstd")
+            write_tables(fresh, {name: getattr(self, name) for name in _TABLES})
             about = {name: getattr(self, name) for name in _PLAIN}
             header = {"format": FORMAT, "version": VERSION, "site": asdict(self.site), **about}
             write_json(fresh / "analysis.json", header)

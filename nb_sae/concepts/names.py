@@ -13,7 +13,7 @@ import polars as pl
 from nb_sae.atomic import fresh_folder, read_header, write_json
 from nb_sae.concepts.schema import HUBS, NAMES, NULL
 from nb_sae.errors import ConfigError, InputError, closest
-from nb_sae.tables import read_table
+from nb_sae.tables import read_tables, write_tables
 from nb_sae.types import ActivationSource
 
 FORMAT = "nb_sae.names"
@@ -126,8 +126,7 @@ class ConceptNames:
         """
         folder = Path(path)
         with fresh_folder(folder, overwrite=overwrite) as fresh:
-            for name in _TABLES:
-                getattr(self, name).write_parquet(fresh / f"{name}.parquet", compression="zstd")
+            write_tables(fresh, {name: getattr(self, name) for name in _TABLES})
             labels = {str(latent): label for latent, label in self.labels.items()}
             header = {"format": FORMAT, "version": VERSION, "about": self.about, "labels": labels}
             write_json(fresh / "names.json", header)
@@ -143,10 +142,7 @@ class ConceptNames:
         """
         folder = Path(path)
         header = read_header(folder / "names.json", FORMAT, VERSION)
-        tables = {
-            name: read_table(folder / f"{name}.parquet", schema, again="Name the concepts again.")
-            for name, schema in _TABLES.items()
-        }
+        tables = read_tables(folder, _TABLES, again="Name the concepts again.")
         labels = {int(latent): label for latent, label in header["labels"].items()}
         return cls(**tables, about=header["about"], labels=labels)
 

@@ -14,7 +14,7 @@ from nb_sae.atomic import fresh_folder, read_header, write_json
 from nb_sae.errors import FormatError
 from nb_sae.flow.graph import Birth, FlowGraph
 from nb_sae.flow.schema import EDGES, FLOW_LATENTS, FLOW_NULLS
-from nb_sae.tables import read_table
+from nb_sae.tables import read_tables, write_tables
 
 FORMAT = "nb_sae.flow"
 VERSION = 1
@@ -88,8 +88,7 @@ class FeatureFlow:
         """
         folder = Path(path)
         with fresh_folder(folder, overwrite=overwrite) as fresh:
-            for name in _TABLES:
-                getattr(self, name).write_parquet(fresh / f"{name}.parquet", compression="zstd")
+            write_tables(fresh, {name: getattr(self, name) for name in _TABLES})
             header = {"format": FORMAT, "version": VERSION, "sites": list(self.sites), "about": self.about}
             write_json(fresh / "flow.json", header)
         return folder
@@ -104,10 +103,7 @@ class FeatureFlow:
         """
         folder = Path(path)
         header = read_header(folder / "flow.json", FORMAT, VERSION)
-        tables = {
-            name: read_table(folder / f"{name}.parquet", schema, again="Run feature_flow again.")
-            for name, schema in _TABLES.items()
-        }
+        tables = read_tables(folder, _TABLES, again="Run feature_flow again.")
         known = set(tables["latents"]["site"].unique())
         if set(header.get("sites", ())) != known or "about" not in header:
             raise FormatError(f"{folder / 'flow.json'} does not name the sites of its tables. Run feature_flow again.")

@@ -13,7 +13,7 @@ import polars as pl
 from nb_sae.atomic import fresh_folder, read_header, write_json
 from nb_sae.concepts import schema
 from nb_sae.errors import ConfigError
-from nb_sae.tables import read_table
+from nb_sae.tables import read_tables, write_tables
 
 FORMAT = "nb_sae.bias"
 VERSION = 1
@@ -105,8 +105,7 @@ class BiasReport:
         """
         folder = Path(path)
         with fresh_folder(folder, overwrite=overwrite) as fresh:
-            for name in TABLES:
-                getattr(self, name).write_parquet(fresh / f"{name}.parquet", compression="zstd")
+            write_tables(fresh, {name: getattr(self, name) for name in TABLES})
             write_json(fresh / "bias.json", {"format": FORMAT, "version": VERSION, "about": self.about})
         return folder
 
@@ -120,10 +119,7 @@ class BiasReport:
         """
         folder = Path(path)
         header = read_header(folder / "bias.json", FORMAT, VERSION)
-        tables: dict[str, Any] = {
-            name: read_table(folder / f"{name}.parquet", columns, again="Run bias_report again.")
-            for name, columns in TABLES.items()
-        }
+        tables: dict[str, Any] = read_tables(folder, TABLES, again="Run bias_report again.")
         return cls(**tables, about=header["about"])
 
     def export(
