@@ -176,6 +176,14 @@ def test_without_the_model_the_embedding_is_left_out_and_said_so():
     assert lines(flow, "image_embed")["layer"][0] == 2
 
 
+def test_a_module_without_a_residual_site_to_match_is_left_out_and_said_so():
+    flow = feature_flow(
+        of("blocks.0.hook_mlp_out", "blocks.2.hook_resid_post", "blocks.3.hook_resid_post"), progress=False
+    )
+    assert flow.about["left_out"] == ["blocks.0.hook_mlp_out: no residual site of its block or before it was given"]
+    assert lines(flow, "blocks.0.hook_mlp_out")["s_residual"].null_count() == 6
+
+
 def test_a_site_that_the_model_lacks_is_named_with_its_neighbours(clip):
     sites = of("visual.transformer.resblocks.3", "visual.transformer.resblocks.9", width=128)
     with pytest.raises(HookError, match=r"Closest: visual.transformer.resblocks"):

@@ -106,7 +106,12 @@ def feature_flow(
     _check_settings(rule, null, top, block, seed)
     check_draws(draws)
     rows = _rows_of(stores, dictionaries, found, rule)
-    ways, left_out = possible(routes(found), found, model=model, stores=rows if rule == "correlation" else None)
+    wanted = routes(found)
+    ways, left_out = possible(wanted, found, model=model, stores=rows if rule == "correlation" else None)
+    matched = {site for way in wanted for site in (way.source, way.target)}
+    left_out += [
+        f"{site}: no residual site of its block or before it was given" for site in found if site not in matched
+    ]
     check_thresholds(thresholds, ways)
     about: dict[str, Any] = {"rule": rule, "null": "shuffled rows" if rule == "correlation" else null}
     if rule == "correlation":
