@@ -1,6 +1,7 @@
 // Bundles every dashboard into one self-contained file and holds it to a byte budget.
 //
 //   node build.mjs           writes {feature,concept,…}.{js,css} and report.js into ../nb_sae/widgets/static
+//   node build.mjs flow …    only these
 //   node build.mjs --watch   rebuilds on every change
 
 import { mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
@@ -70,12 +71,16 @@ async function build({ entry, file, budget, ...options }) {
   return `${file.padEnd(12)} ${String(size).padStart(6)} B of ${budget}`;
 }
 
+const asked = process.argv.slice(2).filter((word) => !word.startsWith("--"));
+const due = outputs.filter(({ file }) => !asked.length || asked.includes(file.replace(/\.\w+$/, "")));
+if (!due.length) throw new Error(`Nothing is called ${asked}. Known: ${dashboards}, report.`);
+
 await mkdir(target, { recursive: true });
 if (process.argv.includes("--watch")) {
-  const builds = outputs.map(({ entry, file, budget: _, ...options }) =>
+  const builds = due.map(({ entry, file, budget: _, ...options }) =>
     esbuild.context({ ...common, entryPoints: [entry], outfile: join(target, file), logLevel: "info", ...options }),
   );
   for (const context of await Promise.all(builds)) await context.watch();
 } else {
-  for (const output of outputs) console.log(await build(output));
+  for (const output of due) console.log(await build(output));
 }
