@@ -51,7 +51,16 @@ function shorten(css) {
 async function build({ entry, file, budget, ...options }) {
   const out = join(target, file);
   const part = `${out}.part`;
-  await esbuild.build({ ...common, entryPoints: [entry], outfile: part, ...options });
+  const { metafile } = await esbuild.build({
+    ...common,
+    entryPoints: [entry],
+    outfile: part,
+    metafile: true,
+    ...options,
+  });
+  const foreign = Object.keys(metafile.inputs).filter((path) => !path.startsWith("src/"));
+  if (foreign.length)
+    throw new Error(`${file} would hold ${foreign}. Others' code needs a line in THIRD_PARTY_NOTICES.md.`);
   if (file.endsWith(".css")) {
     // Written just before: the script says which rules its dashboard needs.
     const script = await readFile(out.replace(/\.css$/, ".js"), "utf8");
