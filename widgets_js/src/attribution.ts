@@ -33,7 +33,7 @@ export default dashboard((model, el, life) => {
   const about = model.get("about") as About;
   const tables = unpack(model.get("tables_header"), model.get("tables"));
   const rpc = new Rpc(model, life);
-  const foot = h("footer", { class: "nbs-readout", role: "status", "aria-live": "polite" }, START);
+  const foot = h("div", { class: "nbs-readout", role: "status", "aria-live": "polite" }, START);
   const pairs = pairsOf(tables.pairs);
   const state = new State<View>({
     latent: model.get("latent") as number,

@@ -72,7 +72,7 @@ export default dashboard((model, el, life) => {
   const failed = h("div");
   const graph = h("div", { class: "nbs-card" });
   const detail = h("div", { class: "nbs-scroll" });
-  const foot = h("footer", { class: "nbs-readout" });
+  const foot = h("div", { class: "nbs-readout" });
   const tabs = segments("Below the graph", TABS, (key) => state.set("tab", key));
   const panes = Object.fromEntries(
     TABS.map(({ key }) => [key, h("div", { class: "nbs-card nbs-lower", hidden: true })]),

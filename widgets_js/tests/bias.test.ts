@@ -75,7 +75,7 @@ describe("the ranking", () => {
     for (const [at, row] of rows.entries()) {
       if (at === apart || row.querySelector(".nbs-masked")) continue;
       expect(Boolean(row.querySelector(".nbs-hollow"))).toBe(at > apart);
-      expect(row.getAttribute("aria-label")).toMatch(/effect .+\[.+\], n = [\d,]+, q = /);
+      expect(row.title).toMatch(/effect .+\[.+\], n = [\d,]+, q = /);
     }
     expect(find(".nbs-spoken")?.textContent).toBe(`${apart} of ${rows.length - 1} pass q ≤ 0.05`);
   });

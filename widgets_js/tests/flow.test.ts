@@ -290,7 +290,7 @@ describe("a saved view", () => {
     const row = all(".nbs-row")[1];
     row?.click();
     await wait();
-    expect(row?.getAttribute("aria-label")).toContain(String(model.get("latent")));
+    expect(row?.title).toContain(String(model.get("latent")));
   });
 
   it("leaves nothing behind", async () => {

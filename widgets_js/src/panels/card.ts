@@ -20,7 +20,7 @@ export function cardPanel(root: HTMLElement, panel: Panel): () => void {
   const note = h("section", { class: "nbs-section" });
   const own = h("section", { class: "nbs-section" });
   const body = h("div", { class: "nbs-body" });
-  const foot = h("footer", { class: "nbs-readout", role: "status", "aria-live": "polite" });
+  const foot = h("div", { class: "nbs-readout", role: "status", "aria-live": "polite" });
   const scroller = h("div", { class: "nbs-scroll" }, head, note, own, body);
   root.append(scroller, foot);
   const readout: Readout = (parts) => {

@@ -177,10 +177,11 @@ function drawRow(row: HTMLElement, { latents, source }: Panel, latent: number): 
   row.classList.toggle("nbs-dead", dead);
   const level = `level ${latents.level[latent]}`;
   const facts = dead ? "dead" : `density ${percent(density)}, largest ${sig3(latents.max[latent] ?? 0)}, ${level}`;
-  row.setAttribute("aria-label", `Latent ${latent}${name ? `, ${visible(name)}` : ""}, ${facts}`);
+  // The name of a line is what it shows: a label of other words could not be spoken by who reads it.
+  row.title = `Latent ${latent}${name ? `, ${visible(name)}` : ""}, ${facts}`;
   row.append(h("span", { class: "nbs-col-latent" }, String(latent)));
   if (latents.named) {
-    row.append(h("span", { class: "nbs-col-name", title: name && visible(name) }, name ? bdi(visible(name)) : "–"));
+    row.append(h("span", { class: "nbs-col-name" }, name ? bdi(visible(name)) : "–"));
   }
   const bar = h("i", { class: "nbs-bar" });
   bar.style.setProperty("--share", String(barShare(density)));

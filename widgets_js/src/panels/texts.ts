@@ -43,17 +43,22 @@ function passage(panel: Panel, card: Card, example: Example, readout: Readout, s
     box.append(h("p", { class: "nbs-none" }, "The text of this example is not stored with the analysis."));
     return box;
   }
-  const line = h("div", {
+  const line = h("span", {
     class: "nbs-tokens",
     role: "listbox",
     tabindex: "0",
-    dir: "auto",
     "aria-label": `${key}, activation ${sig3(example.act)}; arrow keys move among the tokens`,
   });
-  box.append(line);
+  // What opens more stands beside the tokens: a list of choices holds nothing else.
+  const all = h("div", { dir: "auto" });
+  box.append(all);
   const values = new Map([...example.map_at].map((at, number) => [at, example.map[number] ?? 0]));
   if (example.at >= 0) values.set(example.at, example.act);
-  const draw = (from: number, to: number) => fill(line, panel, card, example, values, [from, to], draw);
+  const draw = (from: number, to: number) => {
+    const [before, after] = fill(line, example, values, [from, to], draw);
+    all.replaceChildren(...before, line, ...after);
+    shade(line, panel, card, example);
+  };
   const [from, to] = folded(context.tokens.length, example.at);
   draw(from, to);
   shades.push(() => shade(line, panel, card, example));
@@ -61,25 +66,24 @@ function passage(panel: Panel, card: Card, example: Example, readout: Readout, s
   return box;
 }
 
+/** Put tokens into the line; gives what stands before and after it. */
 function fill(
   line: HTMLElement,
-  panel: Panel,
-  card: Card,
   example: Example,
   values: Map<number, number>,
   [from, to]: [number, number],
   draw: (from: number, to: number) => void,
-): void {
+): [Node[], Node[]] {
   const context = example.context as NonNullable<Example["context"]>;
-  const parts: Node[] = [];
-  if (from > 0) parts.push(more(`… ${from} before`, () => draw(0, to)));
-  else if (context.before) parts.push(h("span", { class: "nbs-cut" }, "…"));
-  for (let at = from; at < to; at += 1) parts.push(token(context.tokens[at] ?? "", at, example, values));
+  const tokens: Node[] = [];
+  for (let at = from; at < to; at += 1) tokens.push(token(context.tokens[at] ?? "", at, example, values));
+  line.replaceChildren(...tokens);
   const rest = context.tokens.length - to;
-  if (rest > 0) parts.push(more(`${rest} after …`, () => draw(from, context.tokens.length)));
-  else if (context.after) parts.push(h("span", { class: "nbs-cut" }, "…"));
-  line.replaceChildren(...parts);
-  shade(line, panel, card, example);
+  const cut = (there: boolean) => (there ? [h("span", { class: "nbs-cut" }, "…")] : []);
+  return [
+    from > 0 ? [more(`… ${from} before`, () => draw(0, to))] : cut(context.before),
+    rest > 0 ? [more(`${rest} after …`, () => draw(from, context.tokens.length))] : cut(context.after),
+  ];
 }
 
 function token(text: string, at: number, example: Example, values: Map<number, number>): HTMLElement {

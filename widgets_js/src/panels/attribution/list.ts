@@ -75,8 +75,7 @@ function rest(more: number, sum: number): string {
 
 function drawRow(row: HTMLElement, one: Share, largest: number): void {
   const name = one.name ? visible(one.name) : "";
-  const label = `${nameOf(one)}, attribution ${signed(one.attribution)}, activation ${sig3(one.activation)}`;
-  row.setAttribute("aria-label", label);
+  row.title = `${nameOf(one)}, attribution ${signed(one.attribution)}, activation ${sig3(one.activation)}`;
   const swing = h("i", { class: "nbs-swing" });
   const half = (Math.abs(one.attribution) / largest) * 50;
   const bar = h("i", { class: one.attribution < 0 ? "nbs-against" : "" });
@@ -84,7 +83,7 @@ function drawRow(row: HTMLElement, one: Share, largest: number): void {
   swing.append(bar);
   row.append(
     h("span", { class: "nbs-col-latent" }, String(one.latent)),
-    h("span", { class: "nbs-col-name", title: name }, name ? bdi(name) : "–"),
+    h("span", { class: "nbs-col-name" }, name ? bdi(name) : "–"),
     swing,
     h("span", { class: "nbs-end" }, signed(one.attribution)),
     h("span", { class: "nbs-end" }, sig3(one.activation)),

@@ -35,9 +35,10 @@ export function stripPanel(root: HTMLElement, panel: Panel): () => void {
     for (const [at, cell] of cells.entries()) {
       const value = values[at] ?? 0;
       cell.style.setProperty("--share", (largest ? Math.min(1, Math.abs(value) / largest) : 0).toFixed(3));
-      if (about.grid && at < about.prefix_tokens) cell.textContent = `${prefixName(about, at)} ${signed(value)}`;
       cell.classList.toggle("nbs-against", value < 0);
-      cell.setAttribute("aria-label", `${placeOf(about, at, tokens[at]?.text ?? "")}, ${signed(value)}`);
+      // What shows its name and its value needs no label.
+      if (about.grid && at < about.prefix_tokens) cell.textContent = `${prefixName(about, at)} ${signed(value)}`;
+      else cell.setAttribute("aria-label", `${placeOf(about, at, tokens[at]?.text ?? "")}, ${signed(value)}`);
     }
     legend.replaceChildren(
       h("span", {}, sig3(-largest)),
@@ -124,7 +125,7 @@ function patches({ about }: Panel, { picture }: Input, cells: HTMLElement[]): HT
   over.append(grid);
   const plain = h("div", { class: "nbs-picture", role: "presentation" });
   plain.style.aspectRatio = `${columns}/${rows}`;
-  if (picture) plain.append(h("img", { src: picture, alt: "the picture", draggable: "false" }));
+  if (picture) plain.append(h("img", { src: picture, alt: "", draggable: "false" }));
   const prefix = h("div", { class: "nbs-prefix", role: "presentation" });
   prefix.append(...cells.slice(0, about.prefix_tokens));
   return [...(picture ? [plain] : []), over, ...(about.prefix_tokens ? [prefix] : [])];

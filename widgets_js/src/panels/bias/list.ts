@@ -155,6 +155,7 @@ function drawRow(row: HTMLElement, panel: Panel, one: Effect | undefined, domain
   if (!one) {
     row.className = "nbs-row nbs-apart";
     row.setAttribute("role", "presentation");
+    for (const name of ["selected", "setsize", "posinset"]) row.removeAttribute(`aria-${name}`);
     row.append(h("span", {}, `Not distinguishable from ${nothing(state.get("ranking"))} (q > ${report.about.q})`));
     return;
   }
@@ -163,7 +164,7 @@ function drawRow(row: HTMLElement, panel: Panel, one: Effect | undefined, domain
   const band = state.get("ranking") === "reliance" ? controls(one) : undefined;
   row.classList.toggle("nbs-quiet", !one.flagged);
   if (one.masked) {
-    row.setAttribute("aria-label", `${name}, ${maskedText(report)}`);
+    row.title = `${name}, ${maskedText(report)}`;
     row.append(
       h("span", { class: "nbs-col-name" }, named(name)),
       h("span", { class: "nbs-masked" }, maskedText(report)),
@@ -173,12 +174,9 @@ function drawRow(row: HTMLElement, panel: Panel, one: Effect | undefined, domain
   const verdict = one.flagged
     ? `passes q ≤ ${report.about.q}`
     : `not distinguishable from ${nothing(state.get("ranking"))}`;
-  row.setAttribute(
-    "aria-label",
-    `${name}, effect ${interval(number)}, n = ${count(one.n)}, q = ${qText(one.q)}, ${verdict}`,
-  );
+  row.title = `${name}, effect ${interval(number)}, n = ${count(one.n)}, q = ${qText(one.q)}, ${verdict}`;
   row.append(
-    h("span", { class: "nbs-col-name", title: name }, named(name)),
+    h("span", { class: "nbs-col-name" }, named(name)),
     whisker(number, [-domain, domain], { hollow: !one.flagged, band, at: 0 }),
     h("span", { class: "nbs-col-max" }, sig3(one.effect)),
     h("span", { class: "nbs-col-max nbs-key" }, count(one.n)),

@@ -109,12 +109,9 @@ function drawRow(element: HTMLElement, concepts: Concepts, row: number): void {
   const cosine = concepts.cosine[row] ?? 0;
   element.classList.toggle("nbs-doubtful", !accepted);
   const said = `cosine ${sig3(cosine)}${Number.isNaN(auc) ? "" : `, AUC ${sig3(auc)}`}`;
-  element.setAttribute(
-    "aria-label",
-    `${name}, latent ${concepts.latent[row]}, ${said}${accepted ? "" : ", not accepted"}`,
-  );
+  element.title = `${name}, latent ${concepts.latent[row]}, ${said}${accepted ? "" : ", not accepted"}`;
   element.append(
-    h("span", { class: "nbs-col-name", title: name }, bdi(name)),
+    h("span", { class: "nbs-col-name" }, bdi(name)),
     h("span", { class: "nbs-col-latent" }, `#${concepts.latent[row]}`),
     h("span", { class: "nbs-col-max" }, sig3(cosine)),
     h("span", { class: "nbs-col-max" }, Number.isNaN(auc) ? "" : sig3(auc)),

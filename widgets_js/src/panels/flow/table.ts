@@ -45,7 +45,7 @@ export function tablePanel(root: HTMLElement, panel: Panel): () => void {
 }
 
 function drawRow(row: HTMLElement, { flow }: Panel, node: Node): void {
-  row.setAttribute("aria-label", described(flow, node).join(", "));
+  row.title = described(flow, node).join(", ");
   const cells = [flow.where(node.site), flow.title(node.key), KINDS[node.kind] ?? ""];
   for (const score of SCORES) cells.push(Number.isNaN(node.score[score]) ? "" : sig3(node.score[score]));
   for (const text of cells) row.append(h("span", { class: "nbs-key" }, text));
