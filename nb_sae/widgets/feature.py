@@ -124,7 +124,7 @@ class FeatureDashboard(Dashboard):
         examples: int = 16,
         read: Reader | None = None,
     ) -> None:
-        _check_analysis(analysis)
+        check_analysis(type(self).__name__, analysis)
         if read is not None and not callable(read):
             raise WidgetError(f"read is a {type(read).__name__}, which reads no text. Give ns.reader(lm, dictionary).")
         if not isinstance(examples, int) or not 1 <= examples <= 256:
@@ -132,14 +132,14 @@ class FeatureDashboard(Dashboard):
         self.analysis = analysis
         self.read = read
         self.d_sae = int(analysis.d_sae)
-        self.names = _read_names(names, self.d_sae)
+        self.names = read_names(names, self.d_sae)
         self._limits = Limits(top=examples, interval=max(1, examples // 4))
         self.saved_latents, rule = self._choose(saved)
         start = latent if latent is not None else (self.saved_latents or [0])[0]
         start = LatentNumber().validate(self, start)
         if start not in self.saved_latents:
             self.saved_latents.append(start)
-        super().__init__(latent=start, **self._state(rule), notes=_read_notes(analysis))
+        super().__init__(latent=start, **self._state(rule), notes=read_notes(analysis))
         if self.notes is not None:
             analysis.book.watch(self._show_notes)
 
@@ -230,7 +230,7 @@ class FeatureDashboard(Dashboard):
         return {"tokens": pl.DataFrame(frame), "strongest": strongest}
 
     def _show_notes(self) -> None:
-        self.notes = _read_notes(self.analysis)
+        self.notes = read_notes(self.analysis)
 
     def name_of(self, latent: int) -> str | None:
         """The user's label of a latent, else its name in `names=`; None where it has neither."""
@@ -258,12 +258,13 @@ class FeatureDashboard(Dashboard):
         )
 
 
-def _check_analysis(analysis: Any) -> None:
+def check_analysis(asking: str, analysis: Any) -> None:
+    """Raises `WidgetError` for what is no analysis; `asking` is the dashboard that was given it."""
     needed = ("latents", "examples", "inputs", "site", "modality", "rows", "d_sae", "budgets", "widths", "title")
     missing = [name for name in needed if not hasattr(analysis, name)]
     if missing:
         raise WidgetError(
-            f"FeatureDashboard was given {type(analysis).__name__}, which has no {', '.join(missing)}. "
+            f"{asking} was given {type(analysis).__name__}, which has no {', '.join(missing)}. "
             "Give it what ns.analyze(dictionary, store) returns, or ns.Analysis.load(path)."
         )
     if analysis.latents.height != analysis.d_sae:
@@ -273,7 +274,7 @@ def _check_analysis(analysis: Any) -> None:
         )
 
 
-def _read_notes(analysis: Any) -> dict[str, dict[str, Any]] | None:
+def read_notes(analysis: Any) -> dict[str, dict[str, Any]] | None:
     """The notes as the browser reads them; None for an analysis without."""
     frame = getattr(analysis, "notes", None)
     if frame is None:
@@ -284,7 +285,8 @@ def _read_notes(analysis: Any) -> dict[str, dict[str, Any]] | None:
     }
 
 
-def _read_names(names: Mapping[int, str] | pl.DataFrame | None, d_sae: int) -> dict[int, str]:
+def read_names(names: Mapping[int, str] | pl.DataFrame | None, d_sae: int) -> dict[int, str]:
+    """Names by latent, as text that can be stored. Raises `WidgetError` for what is no table of names."""
     if names is None:
         return {}
     if isinstance(names, pl.DataFrame):

@@ -235,6 +235,12 @@ def _short(key: str) -> str:
     return visible_text(key).replace("\\", "/").rsplit("/", 1)[-1]
 
 
+def cividis(shares: np.ndarray) -> np.ndarray:
+    """Colours `(…, 3)` as uint8 of shares 0 … 1."""
+    channels = [np.interp(shares, np.linspace(0, 1, len(_CIVIDIS)), _CIVIDIS[:, i]) for i in range(3)]
+    return np.stack(channels, -1).astype(np.uint8)
+
+
 def tile(webp: bytes, heat: Sequence[int], grid: tuple[int, int] | None, side: int) -> Image.Image:
     """A picture whose long side is `side` drawn pixels, its heat map over it."""
     with Image.open(io.BytesIO(webp)) as opened:
@@ -245,8 +251,7 @@ def tile(webp: bytes, heat: Sequence[int], grid: tuple[int, int] | None, side: i
     if not grid or len(heat) != grid[0] * grid[1]:
         return picture
     values = np.asarray(heat, np.float64).reshape(grid) / 255
-    channels = [np.interp(values, np.linspace(0, 1, len(_CIVIDIS)), _CIVIDIS[:, i]) for i in range(3)]
-    colours = Image.fromarray(np.stack(channels, -1).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    colours = Image.fromarray(cividis(values)).resize(size, Image.Resampling.NEAREST)
     opacity = _OPACITY * (_FAINT + (1 - _FAINT) * np.sqrt(values)) * 255
     mask = Image.fromarray(opacity.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     return Image.composite(colours, picture, mask)
