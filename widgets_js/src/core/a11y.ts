@@ -1,6 +1,6 @@
 /** Keyboard and screen reader manners that every dashboard shares. */
 
-import { h } from "./dom";
+import { h, listen } from "./dom";
 
 let ids = 0;
 
@@ -28,7 +28,7 @@ export function roving(root: HTMLElement, selector: string, columns: () => numbe
     for (const other of all) other.tabIndex = other === item ? 0 : -1;
     item.focus();
   };
-  root.addEventListener("keydown", onKey);
+  listen(root, "keydown", onKey);
   return () => root.removeEventListener("keydown", onKey);
 }
 

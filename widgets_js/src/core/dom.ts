@@ -40,6 +40,16 @@ function assign(element: Element, attributes: Attributes): void {
   }
 }
 
+/** Run `use` at every event of a kind. For an element of ours, whose listeners go with it. */
+export function listen<K extends keyof HTMLElementEventMap>(
+  element: Element,
+  kind: K,
+  use: (event: HTMLElementEventMap[K]) => void,
+  options?: AddEventListenerOptions,
+): void {
+  element.addEventListener(kind, use as EventListener, options);
+}
+
 /** Text from data: isolated, so that right-to-left marks in it cannot turn what stands around it. */
 export function bdi(text: string, className?: string): HTMLElement {
   return h("bdi", className ? { class: className } : {}, text);

@@ -1,7 +1,7 @@
 /** Single keys of a dashboard, and the sheet that lists them. */
 
 import { isTyping } from "./a11y";
-import { h } from "./dom";
+import { h, listen } from "./dom";
 
 /** `[key, what it does]`, and what runs. Keys without an action are only listed. */
 export interface Key {
@@ -25,7 +25,7 @@ export function keySheet(root: HTMLElement, keys: Key[], onEscape: () => void = 
     sheet.hidden = !shown;
     open.setAttribute("aria-expanded", String(shown));
   };
-  open.addEventListener("click", () => toggle());
+  listen(open, "click", () => toggle());
   const actions: Record<string, () => void> = { "?": () => toggle() };
   for (const one of keys) Object.assign(actions, one.actions);
   const onDown = (event: KeyboardEvent) => {
@@ -40,6 +40,6 @@ export function keySheet(root: HTMLElement, keys: Key[], onEscape: () => void = 
     event.stopPropagation();
     action();
   };
-  root.addEventListener("keydown", onDown);
+  listen(root, "keydown", onDown);
   return () => root.removeEventListener("keydown", onDown);
 }

@@ -1,7 +1,7 @@
 /** A list of any length of which only the visible rows exist: one Tab stop, arrows inside. */
 
 import { freshId, step } from "./a11y";
-import { h } from "./dom";
+import { h, listen } from "./dom";
 
 export interface ListOptions {
   label: string;
@@ -32,10 +32,10 @@ export class VirtualList {
       this.#space,
     );
     // A host may move us in its page, which sets the position back without a scroll event.
-    this.element.addEventListener("pointerenter", () => this.#later());
-    this.element.addEventListener("scroll", () => this.#later(), { passive: true });
-    this.element.addEventListener("keydown", (event) => this.#onKey(event));
-    this.element.addEventListener("click", (event) => this.#onClick(event));
+    listen(this.element, "pointerenter", () => this.#later());
+    listen(this.element, "scroll", () => this.#later(), { passive: true });
+    listen(this.element, "keydown", (event) => this.#onKey(event));
+    listen(this.element, "click", (event) => this.#onClick(event));
     if (typeof ResizeObserver !== "undefined") {
       this.#observer = new ResizeObserver(() => this.#resized());
       this.#observer.observe(this.element);

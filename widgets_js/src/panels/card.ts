@@ -1,6 +1,6 @@
 /** The card of the chosen latent, and every state it can be in: drawn, waiting, empty, not saved, failed. */
 
-import { bdi, h } from "../core/dom";
+import { bdi, h, listen } from "../core/dom";
 import { errorCard } from "../core/errors";
 import { count, percent, sig3, visible } from "../core/format";
 import { examplesPanel } from "./examples";
@@ -57,7 +57,7 @@ export function cardPanel(root: HTMLElement, panel: Panel): () => void {
       if (mine !== turn || quiet) return;
       const failed = errorCard(`Latent ${latent} could not be loaded.`, error);
       const again = h("button", { type: "button", class: "nbs-button" }, "Try again");
-      again.addEventListener("click", () => show());
+      listen(again, "click", () => show());
       failed.append(again);
       place(failed);
     } finally {

@@ -1,7 +1,7 @@
 /** The examples of a card: the strongest ones, or a sample of every interval; with the controls that belong to them. */
 
 import { gradient } from "../core/colour";
-import { h } from "../core/dom";
+import { h, listen } from "../core/dom";
 import { count, percent, sig3 } from "../core/format";
 import { imagesPanel } from "./images";
 import type { Panel, Readout, View } from "./shared";
@@ -136,7 +136,7 @@ function drawExamples(
   const rest = found.slice(first);
   if (rest.length) {
     const more = h("button", { type: "button", class: "nbs-button" }, `${count(rest.length)} more`);
-    more.addEventListener("click", () => {
+    listen(more, "click", () => {
       more.remove();
       stops.push(textsPanel(body, panel, card, rest, readout));
       body.lastElementChild?.querySelector<HTMLElement>(".nbs-tokens")?.focus();
@@ -168,7 +168,7 @@ function segments<K extends "examples" | "scale">(
   const group = h("div", { class: "nbs-segments", role: "group", "aria-label": label });
   for (const [value, text, title] of options) {
     const button = h("button", { type: "button", title }, text);
-    button.addEventListener("click", () => state.set(key, value));
+    listen(button, "click", () => state.set(key, value));
     group.append(button);
   }
   const press = () => {
@@ -194,7 +194,7 @@ function fillControls(bar: HTMLElement, panel: Panel, card: Card): () => void {
   if (about.modality === "image") {
     const heat = h("input", { type: "checkbox" });
     heat.checked = state.get("heat");
-    heat.addEventListener("change", () => state.set("heat", heat.checked));
+    listen(heat, "change", () => state.set("heat", heat.checked));
     const opacity = h("input", {
       type: "range",
       min: 0.1,
@@ -203,7 +203,7 @@ function fillControls(bar: HTMLElement, panel: Panel, card: Card): () => void {
       "aria-label": "Opacity of the heat map",
     });
     opacity.value = String(state.get("opacity"));
-    opacity.addEventListener("input", () => state.set("opacity", Number(opacity.value)));
+    listen(opacity, "input", () => state.set("opacity", Number(opacity.value)));
     const title = "Hold h to see the pictures alone";
     bar.append(h("label", { class: "nbs-check", title }, heat, "Heat map"), opacity);
   }

@@ -1,7 +1,7 @@
 /** The keys of the dashboard: what they do, and the sheet that lists them. */
 
 import { isTyping } from "../core/a11y";
-import { h } from "../core/dom";
+import { h, listen } from "../core/dom";
 import { openNote } from "./note";
 import { openOwn } from "./read";
 import type { Panel } from "./shared";
@@ -29,7 +29,7 @@ export function keysPanel(root: HTMLElement, panel: Panel): () => void {
     sheet.hidden = !shown;
     open.setAttribute("aria-expanded", String(shown));
   };
-  open.addEventListener("click", () => toggle());
+  listen(open, "click", () => toggle());
   const { state } = panel;
   const onDown = (event: KeyboardEvent) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
@@ -53,9 +53,9 @@ export function keysPanel(root: HTMLElement, panel: Panel): () => void {
   };
   const release = () => state.set("held", false);
   const onUp = (event: KeyboardEvent) => event.key === "h" && release();
-  root.addEventListener("keydown", onDown);
-  root.addEventListener("keyup", onUp);
-  root.addEventListener("focusout", release);
+  listen(root, "keydown", onDown);
+  listen(root, "keyup", onUp);
+  listen(root, "focusout", release);
   return () => {
     root.removeEventListener("keydown", onDown);
     root.removeEventListener("keyup", onUp);

@@ -1,6 +1,6 @@
 /** How strongly a latent is active where it is active: a histogram with a logarithmic count. */
 
-import { h, s } from "../core/dom";
+import { h, listen, s } from "../core/dom";
 import { brief, count, sig3 } from "../core/format";
 import type { Readout } from "./shared";
 import type { Card } from "./tables";
@@ -66,7 +66,7 @@ function picture(card: Card, bins: number[], width: number, readout: Readout): S
     });
     // The whole column answers to the pointer: bars of one row are too thin to hit.
     const hit = s("rect", { class: "nbs-hit", x: LEFT + bin * step, width: step, y: TOP, height: inner.h });
-    hit.addEventListener("pointerenter", () =>
+    listen(hit, "pointerenter", () =>
       readout([`${count(value)} ${value === 1 ? "row" : "rows"}`, `activation ${edge(bin)} to ${edge(bin + 1)}`]),
     );
     svg.append(bar, hit);
@@ -87,7 +87,8 @@ function picture(card: Card, bins: number[], width: number, readout: Readout): S
 /** The same as a table, made when it is opened. */
 function numbers(card: Card, bins: number[]): HTMLElement {
   const twin = h("details", { class: "nbs-twin" }, h("summary", {}, "Histogram as a table"));
-  twin.addEventListener(
+  listen(
+    twin,
     "toggle",
     () => {
       const edge = (bin: number) => sig3((card.histogram_max * bin) / bins.length);

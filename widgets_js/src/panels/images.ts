@@ -2,7 +2,7 @@
 
 import { roving } from "../core/a11y";
 import { paint } from "../core/colour";
-import { bdi, h } from "../core/dom";
+import { bdi, h, listen } from "../core/dom";
 import { sig3, visible } from "../core/format";
 import type { Panel, Readout } from "./shared";
 import type { Card, Example } from "./tables";
@@ -65,10 +65,10 @@ function tile(panel: Panel, card: Card, example: Example, readout: Readout, repa
     h("div", { class: "nbs-caption" }, h("b", {}, act), bdi(key, "nbs-key")),
   );
   const about = () => readout([`activation ${act}`, where, key]);
-  figure.addEventListener("focus", about);
-  figure.addEventListener("pointerenter", about);
+  listen(figure, "focus", about);
+  listen(figure, "pointerenter", about);
   if (grid) {
-    picture.addEventListener("pointermove", (event) => {
+    listen(picture, "pointermove", (event) => {
       const said = under(event, picture, panel, card, example, grid);
       if (said) readout([...said, key]);
     });

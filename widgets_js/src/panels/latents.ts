@@ -1,7 +1,7 @@
 /** The list of all latents: sorted, searched, and drawn only where it is seen. */
 
 import { liveRegion } from "../core/a11y";
-import { bdi, h } from "../core/dom";
+import { bdi, h, listen } from "../core/dom";
 import { count, percent, sig3, visible } from "../core/format";
 import { VirtualList } from "../core/list";
 import type { Panel, SortKey, View } from "./shared";
@@ -78,8 +78,8 @@ export function latentsPanel(root: HTMLElement, panel: Panel): () => void {
   );
   deadBox.label.hidden = dead === 0;
 
-  search.addEventListener("input", () => state.set("query", search.value));
-  search.addEventListener("keydown", (event) => {
+  listen(search, "input", () => state.set("query", search.value));
+  listen(search, "keydown", (event) => {
     if (event.key === "ArrowDown" || event.key === "Enter") {
       event.preventDefault();
       const first = state.get("order")[0];
@@ -90,8 +90,8 @@ export function latentsPanel(root: HTMLElement, panel: Panel): () => void {
       state.set("query", "");
     }
   });
-  deadBox.input.addEventListener("change", () => state.set("showDead", deadBox.input.checked));
-  savedBox.input.addEventListener("change", () => state.set("savedOnly", savedBox.input.checked));
+  listen(deadBox.input, "change", () => state.set("showDead", deadBox.input.checked));
+  listen(savedBox.input, "change", () => state.set("savedOnly", savedBox.input.checked));
 
   const position = () => Array.prototype.indexOf.call(state.get("order"), state.get("latent"));
   const stops = [
@@ -157,7 +157,7 @@ function headerButtons(header: HTMLElement, { state }: Panel) {
       label,
       arrow,
     );
-    button.addEventListener("click", () => {
+    listen(button, "click", () => {
       const again = state.get("sort") === key;
       // Numbers of interest are the large ones; names and numbers of latents read upwards.
       const natural = key === "density" || key === "max";

@@ -1,6 +1,6 @@
 /** What the user says about the chosen latent: edited where a kernel answers, shown everywhere. */
 
-import { bdi, h } from "../core/dom";
+import { bdi, h, listen } from "../core/dom";
 import { errorCard } from "../core/errors";
 import { visible } from "../core/format";
 import type { Panel } from "./shared";
@@ -51,7 +51,7 @@ export function notePanel(root: HTMLElement, { latents, source, state }: Panel):
   const stars = Array.from({ length: STARS }, (_, at) => {
     const button = h("button", { type: "button", "aria-label": `${at + 1} of ${STARS}` }, String(at + 1));
     // The pressed one again takes the rating away.
-    button.addEventListener("click", () => change({ rating: now().rating === at + 1 ? null : at + 1 }));
+    listen(button, "click", () => change({ rating: now().rating === at + 1 ? null : at + 1 }));
     rating.append(button);
     return button;
   });
@@ -103,10 +103,10 @@ export function notePanel(root: HTMLElement, { latents, source, state }: Panel):
       failed.replaceChildren(errorCard("The note was not saved.", error));
     }
   };
-  label.addEventListener("input", () => change({ label: label.value }));
-  comment.addEventListener("input", () => change({ comment: comment.value }));
-  save.addEventListener("click", () => void send());
-  editor.addEventListener("keydown", (event) => {
+  listen(label, "input", () => change({ label: label.value }));
+  listen(comment, "input", () => change({ comment: comment.value }));
+  listen(save, "click", () => void send());
+  listen(editor, "keydown", (event) => {
     const isEnter = event.key === "Enter" && !event.isComposing;
     if (isEnter && (event.target === label || event.ctrlKey || event.metaKey)) {
       event.preventDefault();

@@ -1,6 +1,6 @@
 /** Tokens that a latent promotes and suppresses, on its write side and on its read side. */
 
-import { bdi, h } from "../core/dom";
+import { bdi, h, listen } from "../core/dom";
 import { sig3, visible } from "../core/format";
 import type { Readout } from "./shared";
 import type { Card, Promoted } from "./tables";
@@ -57,7 +57,7 @@ function line(one: Promoted, largest: number, said: string, readout: Readout): H
   const colour = one.p > CHANCE ? "transparent" : one.suppressed ? AGAINST : FOR;
   row.style.cssText = `padding:0 4px;background:linear-gradient(to right,${colour} ${share}%,transparent ${share}%)`;
   row.append(h("code", {}, shown), number);
-  row.addEventListener("pointerenter", () =>
+  listen(row, "pointerenter", () =>
     readout([
       `${sig3(one.logit)} logits per unit`,
       `“${token}”`,

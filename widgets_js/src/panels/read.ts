@@ -1,7 +1,7 @@
 /** A text of the user's own, read by a running kernel: where the latent is active on it, and which latents are. */
 
 import { roving } from "../core/a11y";
-import { bdi, h } from "../core/dom";
+import { bdi, h, listen } from "../core/dom";
 import { errorCard, ShownError } from "../core/errors";
 import { sig3, visible } from "../core/format";
 import type { Panel, Readout } from "./shared";
@@ -62,8 +62,8 @@ export function readPanel(root: HTMLElement, panel: Panel, readout: Readout): ()
       if (mine === turn) said.textContent = "";
     }
   };
-  button.addEventListener("click", () => void ask(field.value));
-  field.addEventListener("keydown", (event) => {
+  listen(button, "click", () => void ask(field.value));
+  listen(field, "keydown", (event) => {
     if (event.key !== "Enter" || event.isComposing || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
     event.stopPropagation();
@@ -140,7 +140,7 @@ function draw(root: HTMLElement, panel: Panel, latent: number, reading: Reading,
     const choose = h("button", { type: "button", class: "nbs-button", "data-latent": one.latent });
     choose.append(`${one.latent} `, bdi(visible(name ?? "")), ` ${sig3(one.act)}`);
     choose.title = `on “${visible(reading.tokens[one.token] ?? "")}”, token ${one.token}`;
-    choose.addEventListener("click", () => panel.state.set("latent", one.latent));
+    listen(choose, "click", () => panel.state.set("latent", one.latent));
     line.append(choose);
   }
   line.style.gap = "4px 6px";

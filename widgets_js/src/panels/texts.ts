@@ -1,7 +1,7 @@
 /** Examples that are texts: the tokens of a context, coloured by activation, the peak also underlined. */
 
 import { freshId, step } from "../core/a11y";
-import { bdi, h } from "../core/dom";
+import { bdi, h, listen } from "../core/dom";
 import { sig3, visible } from "../core/format";
 import type { Panel, Readout } from "./shared";
 import type { Card, Example } from "./tables";
@@ -98,7 +98,7 @@ function token(text: string, at: number, example: Example, values: Map<number, n
 
 function more(text: string, open: () => void): HTMLElement {
   const button = h("button", { type: "button", class: "nbs-more" }, text);
-  button.addEventListener("click", open);
+  listen(button, "click", open);
   return button;
 }
 
@@ -151,15 +151,15 @@ function attend(
     line.setAttribute("aria-activedescendant", element.id);
     say(element);
   };
-  line.addEventListener("pointerover", (event) => {
+  listen(line, "pointerover", (event) => {
     const element = (event.target as Element).closest<HTMLElement>(".nbs-token");
     if (element) say(element);
   });
-  line.addEventListener("focus", () => {
+  listen(line, "focus", () => {
     move(line.querySelector<HTMLElement>(".nbs-strongest") ?? line.querySelector<HTMLElement>(".nbs-token"));
   });
-  line.addEventListener("blur", () => move(null));
-  line.addEventListener("keydown", (event) => {
+  listen(line, "blur", () => move(null));
+  listen(line, "keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target !== line) return;
     if (event.key === "ArrowUp" || event.key === "ArrowDown") return;
     const all = [...line.querySelectorAll<HTMLElement>(".nbs-token")];

@@ -1,6 +1,6 @@
 /** How much of the metric the n strongest latents bring back, beside random orders of the same latents. */
 
-import { h, s } from "../../core/dom";
+import { h, listen, s } from "../../core/dom";
 import { brief, count, sig3 } from "../../core/format";
 import { type Panel, twin } from "./shared";
 import type { Point } from "./tables";
@@ -91,7 +91,7 @@ function picture(panel: Panel, own: Point[], random: Point[], width: number): SV
     });
     const by = random.find(({ latents }) => latents === one.latents);
     const chance = by ? [`random orders ${sig3(by.recovered)} [${sig3(by.low)}, ${sig3(by.high)}]`] : [];
-    dot.addEventListener("pointerenter", () =>
+    listen(dot, "pointerenter", () =>
       panel.say([sig3(one.recovered), `recovered by ${count(one.latents)} latents`, ...chance]),
     );
     svg.append(dot);

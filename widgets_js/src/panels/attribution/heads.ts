@@ -1,6 +1,6 @@
 /** One pre-activation by head and source position: a heat map with a cursor, sums of heads, and a table twin. */
 
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { count, percent, sig3 } from "../../core/format";
 import { nameOf, type Panel, placeOf, signed, twin } from "./shared";
@@ -23,7 +23,7 @@ export function headsPanel(root: HTMLElement, panel: Panel, ask: (pair: Pair) =>
   const body = h("div");
   root.append(h("div", { class: "nbs-line" }, h("h4", {}, "Heads by sources"), select), other, body);
   let turn = 0;
-  select.addEventListener("change", () => {
+  listen(select, "change", () => {
     const pair = pairs[Number(select.value)];
     state.set("pair", Number(select.value));
     if (pair) state.set("latent", pair.latent);
@@ -105,19 +105,19 @@ function drawn(panel: Panel, pair: Pair, cells: Cells): HTMLElement[] {
     const head = Math.floor(((event.clientY - box.top) / box.height) * heads);
     return source >= 0 && source < sources && head >= 0 && head < heads ? head * sources + source : undefined;
   };
-  map.addEventListener("pointermove", (event) => {
+  listen(map, "pointermove", (event) => {
     const cell = under(event);
     if (cell !== undefined) say(cell);
   });
-  map.addEventListener("click", (event) => {
+  listen(map, "click", (event) => {
     const cell = under(event);
     if (cell !== undefined) panel.state.set("token", cell % sources);
   });
-  map.addEventListener("focus", () => say(at || loudest(cells)));
-  map.addEventListener("blur", () => {
+  listen(map, "focus", () => say(at || loudest(cells)));
+  listen(map, "blur", () => {
     cursor.hidden = true;
   });
-  map.addEventListener("keydown", (event) => {
+  listen(map, "keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const [head, source] = [Math.floor(at / sources), at % sources];
     const moves: Record<string, [number, number]> = {

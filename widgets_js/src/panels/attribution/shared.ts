@@ -1,6 +1,6 @@
 /** What the panels of the attribution strip share. */
 
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { sig3, visible } from "../../core/format";
 import type { Kernel } from "../../core/rpc";
 import type { State } from "../../core/state";
@@ -64,7 +64,7 @@ export function choices<K extends string>(label: string, options: [K, string, st
   const group = h("div", { class: "nbs-segments", role: "group", "aria-label": label });
   const buttons = options.map(([key, text, title]) => {
     const button = h("button", { type: "button", title }, text);
-    button.addEventListener("click", () => choose(key));
+    listen(button, "click", () => choose(key));
     group.append(button);
     return { key, button };
   });
@@ -77,7 +77,8 @@ export function choices<K extends string>(label: string, options: [K, string, st
 /** A table twin, made when it is opened. */
 export function twin(title: string, head: string[], lines: () => string[][]): HTMLElement {
   const details = h("details", {}, h("summary", {}, title));
-  details.addEventListener(
+  listen(
+    details,
     "toggle",
     () => {
       const row = (cells: string[], tag: "td" | "th") => h("tr", {}, ...cells.map((text) => h(tag, {}, text)));

@@ -1,7 +1,7 @@
 /** The tokens of a prompt in lines, or the patches over their picture, coloured by attribution: one Tab stop. */
 
 import { freshId, step } from "../../core/a11y";
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { sig3, visible } from "../../core/format";
 import { bySource, type Panel, placeOf, signed } from "./shared";
 import type { Input } from "./tables";
@@ -61,10 +61,10 @@ export function stripPanel(root: HTMLElement, panel: Panel): () => void {
   };
   const at = (event: Event) =>
     cells.indexOf((event.target as Element).closest<HTMLElement>(".nbs-cell") as HTMLElement);
-  line.addEventListener("pointerover", (event) => say(at(event)));
-  line.addEventListener("click", (event) => at(event) >= 0 && state.set("token", at(event)));
-  line.addEventListener("focus", () => say(state.get("token")));
-  line.addEventListener("keydown", (event) => {
+  listen(line, "pointerover", (event) => say(at(event)));
+  listen(line, "click", (event) => at(event) >= 0 && state.set("token", at(event)));
+  listen(line, "focus", () => say(state.get("token")));
+  listen(line, "keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const next = moved(panel, event.key, cells.length);
     if (next === undefined) return;

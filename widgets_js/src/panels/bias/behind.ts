@@ -1,6 +1,6 @@
 /** The drawer with the inputs behind a number. */
 
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { visible } from "../../core/format";
 import type { Panel } from "./shared";
 import { askMissing, type Strip, strip } from "./strip";
@@ -36,7 +36,7 @@ export function behindPanel(root: HTMLElement, panel: Panel): () => void {
       { type: "button", class: "nbs-button", title: "Close (Esc)", "aria-label": "Close" },
       "✕",
     );
-    button.addEventListener("click", close);
+    listen(button, "click", close);
     drawer.replaceChildren(h("div", { class: "nbs-line" }, h("h4", {}, visible(behind.title)), button));
     const full = behind.strips.filter(({ inputs }) => inputs.length);
     for (const { name, inputs } of full) {

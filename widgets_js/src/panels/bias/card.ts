@@ -1,6 +1,6 @@
 /** The card of the chosen concept: between groups, what the classifier leans on, errors by level, images. */
 
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { count, percent, sig3 } from "../../core/format";
 import { curvePanel } from "./curve";
@@ -100,7 +100,7 @@ export function cardPanel(root: HTMLElement, panel: Panel): () => void {
       if (mine !== turn || quiet) return;
       const failed = errorCard("This concept's curves and examples could not be loaded.", error);
       const again = h("button", { type: "button", class: "nbs-button" }, "Try again");
-      again.addEventListener("click", () => void ask(false));
+      listen(again, "click", () => void ask(false));
       failed.append(again);
       place(failed);
     } finally {

@@ -1,6 +1,6 @@
 /** The counterfactual curve: the classifier's probability against the activation that the concept is set to. */
 
-import { h, s } from "../../core/dom";
+import { h, listen, s } from "../../core/dom";
 import { count, sig3, visible } from "../../core/format";
 import { axis, controls, interval, named, none, type Panel, roundUp, tableOf, whisker } from "./shared";
 import { askMissing, strip } from "./strip";
@@ -126,8 +126,8 @@ function chart(root: HTMLElement, panel: Panel, curve: Curve, images: ImageCurve
   const change = (one: ImageCurve) => (one.probability.at(-1) ?? 0) - (one.probability[0] ?? 0);
   const tiles = images.map((one) => ({ input: one.input, said: signed(change(one)) }));
   const pictures = strip(panel, tiles, "Inputs of the thin curves", open);
-  pictures.element.addEventListener("focusin", (event) => mark(placeOf(pictures.element, event)));
-  pictures.element.addEventListener("pointerover", (event) => mark(placeOf(pictures.element, event)));
+  listen(pictures.element, "focusin", (event) => mark(placeOf(pictures.element, event)));
+  listen(pictures.element, "pointerover", (event) => mark(placeOf(pictures.element, event)));
   const draw = () => {
     const size = { width: holder.clientWidth || 520, marked };
     holder.replaceChildren(picture(curve, images, label, size, mark, open));
@@ -268,9 +268,9 @@ function picture(
     }
     return best;
   };
-  svg.addEventListener("pointermove", (event) => mark(nearest(event)));
-  svg.addEventListener("pointerleave", () => mark(-1));
-  svg.addEventListener("click", (event) => open(nearest(event)));
+  listen(svg, "pointermove", (event) => mark(nearest(event)));
+  listen(svg, "pointerleave", () => mark(-1));
+  listen(svg, "click", (event) => open(nearest(event)));
   return svg;
 }
 
@@ -305,6 +305,6 @@ function twin({ report, source }: Panel, curve: Curve, images: ImageCurve[]): HT
     const single = images.map((one) => [named(source.inputs.get(one.input).key), ...one.probability.map(sig3)]);
     details.append(tableOf("Curves of single inputs", ["p at activation", ...Array.from(first.value, sig3)], single));
   };
-  details.addEventListener("toggle", fill, { once: true });
+  listen(details, "toggle", fill, { once: true });
   return details;
 }

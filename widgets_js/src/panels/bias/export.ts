@@ -1,6 +1,6 @@
 /** Every table as CSV: whole from the kernel, else what the saved view holds, which the file's name says. */
 
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { csv, save } from "../../core/download";
 import { count } from "../../core/format";
 import type { Table } from "../../core/wire";
@@ -34,7 +34,7 @@ export function exportPanel(root: HTMLElement, panel: Panel): () => void {
   for (const [key, { title }] of Object.entries(TABLES)) select.append(h("option", { value: key }, title));
   const button = h("button", { type: "button", class: "nbs-button" }, "Save CSV");
   const said = h("span", { class: "nbs-status", role: "status" });
-  button.addEventListener("click", async () => {
+  listen(button, "click", async () => {
     const name = select.value;
     try {
       if (panel.state.get("kernel") === "live") {

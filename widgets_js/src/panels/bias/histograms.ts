@@ -1,6 +1,6 @@
 /** How strongly the concept is active in each group: one small histogram per group over one common axis. */
 
-import { h, s } from "../../core/dom";
+import { h, listen, s } from "../../core/dom";
 import { count, sig3 } from "../../core/format";
 import { named, tableOf } from "./shared";
 import type { Histogram, Report } from "./tables";
@@ -41,7 +41,7 @@ export function histograms(report: Report, all: Histogram[]): HTMLElement | unde
     ]),
   );
   const twin = h("details", {}, h("summary", {}, "Histograms as a table"));
-  twin.addEventListener("toggle", () => twin.append(tableOf("Histograms", ["group", "activation", "rows"], bins)), {
+  listen(twin, "toggle", () => twin.append(tableOf("Histograms", ["group", "activation", "rows"], bins)), {
     once: true,
   });
   return h("section", { class: "nbs-section" }, h("h4", {}, "Activation in each group"), body, twin);

@@ -1,7 +1,7 @@
 /** The ranking: one line per concept with its interval and n; those that do not pass the test stand apart. */
 
 import { liveRegion } from "../../core/a11y";
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { count, sig3 } from "../../core/format";
 import { VirtualList } from "../../core/list";
 import {
@@ -84,8 +84,8 @@ export function listPanel(root: HTMLElement, panel: Panel): () => void {
     spoken.element,
   );
 
-  search.addEventListener("input", () => state.set("text", search.value));
-  search.addEventListener("keydown", (event) => {
+  listen(search, "input", () => state.set("text", search.value));
+  listen(search, "keydown", (event) => {
     if (event.key === "Enter" || event.key === "ArrowDown") {
       event.preventDefault();
       const first = state.get("order")[0] ?? state.get("order")[1];
@@ -97,7 +97,7 @@ export function listPanel(root: HTMLElement, panel: Panel): () => void {
       state.set("text", "");
     }
   });
-  box.addEventListener("change", () => state.set("flaggedOnly", box.checked));
+  listen(box, "change", () => state.set("flaggedOnly", box.checked));
 
   const stops = [
     state.on(["ranking", "group", "output", "given", "text", "flaggedOnly"], () => {

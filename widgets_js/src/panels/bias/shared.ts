@@ -1,6 +1,6 @@
 /** What the panels of the bias dashboard share. */
 
-import { bdi, h } from "../../core/dom";
+import { bdi, h, listen } from "../../core/dom";
 import { sig3, visible } from "../../core/format";
 import type { Kernel } from "../../core/rpc";
 import type { State } from "../../core/state";
@@ -117,7 +117,7 @@ export function whisker(
 export function numberButton(text: string, title: string, open: () => void): HTMLElement | string {
   if (text === "–") return text;
   const button = h("button", { type: "button", class: "nbs-number", title }, text);
-  button.addEventListener("click", open);
+  listen(button, "click", open);
   return button;
 }
 
@@ -130,7 +130,7 @@ export function segments<T extends string | number>(
   const element = h("div", { class: "nbs-segments", role: "group", "aria-label": label });
   const buttons = options.map(({ key, text, title, disabled }) => {
     const button = h("button", { type: "button", title, disabled }, text);
-    button.addEventListener("click", () => choose(key));
+    listen(button, "click", () => choose(key));
     element.append(button);
     return { key, button };
   });
@@ -146,7 +146,7 @@ export function segments<T extends string | number>(
 export function picker(label: string, codes: number[], report: Report, choose: (code: number) => void) {
   const select = h("select", { "aria-label": label });
   for (const code of codes) select.append(h("option", { value: code }, visible(report.label(code))));
-  select.addEventListener("change", () => choose(Number(select.value)));
+  listen(select, "change", () => choose(Number(select.value)));
   const element = h("label", { class: "nbs-check", hidden: codes.length < 2 }, label, select);
   return {
     element,

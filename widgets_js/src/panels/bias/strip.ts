@@ -1,7 +1,7 @@
 /** A line of small pictures or passages of inputs. */
 
 import { roving } from "../../core/a11y";
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { visible } from "../../core/format";
 import { named, type Panel } from "./shared";
 
@@ -44,7 +44,7 @@ function tile({ source }: Panel, { input, said }: StripInput, choose?: () => voi
   const about = { class: `nbs-tile${shown.text ? " nbs-passage" : ""}`, title: key, "aria-label": `${key}, ${said}` };
   if (!choose) return h("div", { ...about, role: "img" }, picture, caption);
   const button = h("button", { ...about, type: "button" }, picture, caption);
-  button.addEventListener("click", choose);
+  listen(button, "click", choose);
   return button;
 }
 

@@ -1,7 +1,7 @@
 /** Edit concepts of one input: what it then retrieves, and what the model then says of it. */
 
 import { freshId, roving } from "../../core/a11y";
-import { bdi, h } from "../../core/dom";
+import { bdi, h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { sig3, visible } from "../../core/format";
 import type { Panel } from "./shared";
@@ -40,7 +40,7 @@ export function editorPanel(root: HTMLElement, panel: Panel): () => void {
     for (const query of shown) chooser.append(choice(panel, query));
     if (state.get("kernel") === "live") {
       const more = h("button", { type: "button", class: "nbs-button" }, "Another input");
-      more.addEventListener("click", () => void another());
+      listen(more, "click", () => void another());
       chooser.append(more);
     }
   };
@@ -123,8 +123,8 @@ function choice({ state }: Panel, query: Query): HTMLElement {
     state.set("set", new Map());
     state.set("query", query);
   };
-  button.addEventListener("click", choose);
-  button.addEventListener("keydown", (event) => {
+  listen(button, "click", choose);
+  listen(button, "keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
       choose();
@@ -150,7 +150,7 @@ function drawSliders(root: HTMLElement, panel: Panel): void {
     if (concepts.rowOf(latent) >= 0) root.append(slider(panel, latent));
   }
   const reset = h("button", { type: "button", class: "nbs-button" }, "Reset");
-  reset.addEventListener("click", () => {
+  listen(reset, "click", () => {
     state.set("set", new Map());
     drawSliders(root, panel);
   });
@@ -179,7 +179,7 @@ function slider(panel: Panel, latent: number): HTMLElement {
   input.disabled = !live && steps.length === 0;
   const said = h("span", {}, set === undefined ? `${sig3(own)} as it is` : sig3(set));
   input.setAttribute("aria-valuetext", said.textContent ?? "");
-  input.addEventListener("input", () => {
+  listen(input, "input", () => {
     const value = chosen();
     said.textContent = sig3(value);
     input.setAttribute("aria-valuetext", sig3(value));

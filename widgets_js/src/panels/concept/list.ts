@@ -1,7 +1,7 @@
 /** The list of concepts: found by name, runner-up or number, and drawn only where it is seen. */
 
 import { liveRegion } from "../../core/a11y";
-import { bdi, h } from "../../core/dom";
+import { bdi, h, listen } from "../../core/dom";
 import { count, sig3, visible } from "../../core/format";
 import { VirtualList } from "../../core/list";
 import type { Panel } from "./shared";
@@ -65,8 +65,8 @@ export function listPanel(root: HTMLElement, panel: Panel): () => void {
     empty,
     spoken.element,
   );
-  search.addEventListener("input", () => state.set("text", search.value));
-  search.addEventListener("keydown", (event) => {
+  listen(search, "input", () => state.set("text", search.value));
+  listen(search, "keydown", (event) => {
     if (event.key === "Enter" || event.key === "ArrowDown") {
       event.preventDefault();
       if (event.key === "Enter" || place() < 0) choose(0);
@@ -76,7 +76,7 @@ export function listPanel(root: HTMLElement, panel: Panel): () => void {
       state.set("text", "");
     }
   });
-  box.addEventListener("change", () => state.set("all", box.checked));
+  listen(box, "change", () => state.set("all", box.checked));
   const stops = [
     state.on(["text", "all"], () => {
       const order = found(concepts, state.get("text"), state.get("all"));

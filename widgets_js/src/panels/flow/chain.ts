@@ -1,6 +1,6 @@
 /** The cards of a chain, side by side: what the latent of each layer is active on. */
 
-import { bdi, h } from "../../core/dom";
+import { bdi, h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { sig3 } from "../../core/format";
 import { State } from "../../core/state";
@@ -95,7 +95,7 @@ function column(panel: Panel, link: Link, card: Card | undefined, say: Say, stop
     { type: "button", class: "nbs-pick nbs-col-latent", title: "Choose this latent" },
     bdi(flow.title(link.key)),
   );
-  button.addEventListener("click", () => state.set("chosen", link.key));
+  listen(button, "click", () => state.set("chosen", link.key));
   const element = h("section", { class: "nbs-link" }, h("b", {}, flow.where(site)), h("div", {}, button), note());
   if (card?.examples.length) {
     const body = h("div", { class: "nbs-examples" });

@@ -1,6 +1,6 @@
 /** The chosen latent: its kind, its scores against their thresholds, where it was born, and its neighbours. */
 
-import { bdi, h } from "../../core/dom";
+import { bdi, h, listen } from "../../core/dom";
 import { count, sig3, visible } from "../../core/format";
 import { badge, note, type Panel } from "./shared";
 import { bornText, chainOf, type Edge, KINDS, type Node, type Null, placeOf, pText, ROUTES } from "./tables";
@@ -129,7 +129,7 @@ function neighbours({ flow, state }: Panel, title: string, edges: Edge[], end: "
       bdi(flow.title(other.key)),
     );
     button.append(` ${flow.where(other.site)}${edge.above ? "" : ", inside the null"}`);
-    button.addEventListener("click", () => state.set("chosen", other.key));
+    listen(button, "click", () => state.set("chosen", other.key));
     list.append(h("li", {}, button));
   }
   return [h("h4", {}, title), list];

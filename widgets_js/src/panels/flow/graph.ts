@@ -1,6 +1,6 @@
 /** The graph: edges on a canvas, latents as SVG marks above it, one Tab stop with arrow keys. */
 
-import { h, s } from "../../core/dom";
+import { h, listen, s } from "../../core/dom";
 import { count, visible } from "../../core/format";
 import { EdgeCanvas } from "./edges";
 import { bandOf, hit, type Layout, layout } from "./layout";
@@ -125,10 +125,10 @@ function attend(
   const choose = (node: Node | undefined) => {
     if (node) state.set("chosen", node.key);
   };
-  svg.addEventListener("pointermove", (event) => hover(point(event)));
-  svg.addEventListener("pointerleave", () => hover(undefined));
-  svg.addEventListener("click", (event) => choose(point(event)));
-  svg.addEventListener("keydown", (event) => {
+  listen(svg, "pointermove", (event) => hover(point(event)));
+  listen(svg, "pointerleave", () => hover(undefined));
+  listen(svg, "click", (event) => choose(point(event)));
+  listen(svg, "keydown", (event) => {
     const { plan, chain } = now();
     if (event.ctrlKey || event.metaKey || event.altKey || !plan) return;
     const next = moved(flow, plan, chain, state.get("chosen"), event.key);

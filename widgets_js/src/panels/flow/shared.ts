@@ -1,6 +1,6 @@
 /** What the panels of the flow dashboard share. */
 
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import type { Kernel } from "../../core/rpc";
 import type { State } from "../../core/state";
 import type { Card } from "../tables";
@@ -95,7 +95,7 @@ export function segments<T extends string>(
   const element = h("div", { class: "nbs-segments", role: "group", "aria-label": label });
   const buttons = options.map(({ key, text, title }) => {
     const button = h("button", { type: "button", title }, text);
-    button.addEventListener("click", () => choose(key));
+    listen(button, "click", () => choose(key));
     element.append(button);
     return { key, button };
   });

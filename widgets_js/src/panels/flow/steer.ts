@@ -1,6 +1,6 @@
 /** Steering the chosen chain: what the model gives before and after, beside a control. */
 
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { sig3, visible } from "../../core/format";
 import { note, type Panel, type Steered, segments } from "./shared";
@@ -80,8 +80,8 @@ export function steerPanel(root: HTMLElement, { flow, source, state }: Panel): (
       go.disabled = state.get("kernel") === "none";
     }
   };
-  go.addEventListener("click", () => void run());
-  strength.addEventListener("keydown", (event) => event.key === "Enter" && !go.disabled && void run());
+  listen(go, "click", () => void run());
+  listen(strength, "keydown", (event) => event.key === "Enter" && !go.disabled && void run());
   const stops = [
     state.on(["kernel"], () => {
       const alone = state.get("kernel") === "none";

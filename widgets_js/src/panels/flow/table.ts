@@ -1,6 +1,6 @@
 /** The graph as a table: every shown latent in a list, and its edges as a file. */
 
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { csv, save } from "../../core/download";
 import { count, sig3 } from "../../core/format";
 import { VirtualList } from "../../core/list";
@@ -21,7 +21,7 @@ export function tablePanel(root: HTMLElement, panel: Panel): () => void {
   });
   const said = note();
   const button = h("button", { type: "button", class: "nbs-button" }, "Save edges as CSV");
-  button.addEventListener("click", () => save("flow-edges.csv", edges(panel)));
+  listen(button, "click", () => save("flow-edges.csv", edges(panel)));
   const head = h("div", { class: "nbs-head", "aria-hidden": "true" });
   for (const text of ["Layer", "Latent", "Kind", "s(R)", "s(A)", "s(M)", "carried"]) head.append(h("span", {}, text));
   root.append(h("div", { class: "nbs-line" }, said, button), head, list.element);

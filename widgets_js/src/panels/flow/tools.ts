@@ -1,7 +1,7 @@
 /** Filters, and the search by name or number. */
 
 import { freshId } from "../../core/a11y";
-import { bdi, h } from "../../core/dom";
+import { bdi, h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { sig3 } from "../../core/format";
 import { type Panel, segments } from "./shared";
@@ -77,7 +77,7 @@ function search(root: HTMLElement, { flow, source, state }: Panel): () => void {
       const rows = nodes.map((node, number) => {
         const where = `${node.name ? `#${node.latent}, ` : ""}${flow.where(node.site)}`;
         const row = h("p", { role: "option", id: `${id}-${number}` }, bdi(flow.title(node.key)), ` ${where}`);
-        row.addEventListener("pointerdown", (event) => {
+        listen(row, "pointerdown", (event) => {
           event.preventDefault();
           choose(node);
         });
@@ -101,11 +101,11 @@ function search(root: HTMLElement, { flow, source, state }: Panel): () => void {
     if (list.hidden || answered !== input.value.trim()) await look();
     choose(found[Math.max(0, at)]);
   };
-  input.addEventListener("input", () => {
+  listen(input, "input", () => {
     clearTimeout(timer);
     timer = setTimeout(() => void look(), state.get("kernel") === "live" ? QUIET_MS : 0);
   });
-  input.addEventListener("keydown", (event) => {
+  listen(input, "keydown", (event) => {
     const moves: Record<string, () => void> = {
       ArrowDown: () => mark(at + 1),
       ArrowUp: () => mark(at - 1),
@@ -121,7 +121,7 @@ function search(root: HTMLElement, { flow, source, state }: Panel): () => void {
     event.stopPropagation();
     move();
   });
-  input.addEventListener("blur", close);
+  listen(input, "blur", close);
   return () => {
     turn += 1;
     clearTimeout(timer);
@@ -149,12 +149,12 @@ function lanes(root: HTMLElement, { flow, state }: Panel): () => void {
 function scores(root: HTMLElement, { state }: Panel): () => void {
   const kind = h("select", { "aria-label": "Kind" }, h("option", { value: -1 }, "every kind"));
   for (const [number, text] of KINDS.entries()) kind.append(h("option", { value: number }, text));
-  kind.addEventListener("change", () => state.set("kind", Number(kind.value)));
+  listen(kind, "change", () => state.set("kind", Number(kind.value)));
   const score = h("select", { "aria-label": "Score" });
   for (const [number, text] of SIGNS.entries()) score.append(h("option", { value: SCORES[number] ?? "" }, text));
-  score.addEventListener("change", () => state.set("score", score.value as Score));
+  listen(score, "change", () => state.set("score", score.value as Score));
   const least = h("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0, "aria-label": "Least score" });
-  least.addEventListener("input", () => state.set("least", Number(least.value)));
+  listen(least, "input", () => state.set("least", Number(least.value)));
   const said = h("span", { class: "nbs-status" });
   root.append(kind, h("label", { class: "nbs-check" }, score, "≥", least, said));
   return state.on(["least"], () => {

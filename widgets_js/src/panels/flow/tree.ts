@@ -1,6 +1,6 @@
 /** Matryoshka levels as a tree: parents and the children that are active where they are, against chance. */
 
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { count, percent, sig3 } from "../../core/format";
 import { note, type Pair, type Panel } from "./shared";
@@ -149,13 +149,13 @@ function attend(list: HTMLElement, { state }: Panel, toggle: (item: HTMLElement,
   const itemOf = (event: Event) => (event.target as Element).closest<HTMLElement>("[role=treeitem]");
   const { site } = placeOf(state.get("chosen"));
   const choose = (item: HTMLElement) => state.set("chosen", keyOf(site, Number(item.dataset.latent)));
-  list.addEventListener("click", (event) => {
+  listen(list, "click", (event) => {
     const item = itemOf(event);
     if (!item) return;
     if ((event.target as Element).tagName === "I") toggle(item);
     else choose(item);
   });
-  list.addEventListener("keydown", (event) => {
+  listen(list, "keydown", (event) => {
     const item = itemOf(event);
     if (!item || event.ctrlKey || event.metaKey || event.altKey) return;
     const all = [...list.querySelectorAll<HTMLElement>("[role=treeitem]")];
