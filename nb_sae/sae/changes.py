@@ -61,6 +61,13 @@ def changed(
     return new_config, new_train
 
 
+def changeable(config: SAEConfig, train: TrainConfig) -> dict[str, Any]:
+    """The settings that may change while a session is under way, with their values now; tuples as lists."""
+    found = {one.name: getattr(record, one.name) for record in (train, config) for one in fields(record)}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    return {name: value for name, value in plain.items() if name not in FIXED}
+
+
 def differences(saved: Any, given: Any) -> str:
     """The fields in which two settings differ, for a reader; empty if they are equal."""
     names = [one.name for one in fields(saved) if getattr(saved, one.name) != getattr(given, one.name)]

@@ -10,7 +10,7 @@ import polars as pl
 from nb_sae.errors import ConfigError, StoreError
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae import classical
-from nb_sae.sae.config import default_budgets
+from nb_sae.sae.config import default_budgets, titled
 from nb_sae.sae.metrics.recovery import Meter
 from nb_sae.sae.metrics.rows import chunks_of, chunks_with_targets, rows_at_a_time, targets_of
 
@@ -111,14 +111,7 @@ def describe(dictionary: Dictionary | classical.Baseline) -> str:
     """A name from rule and size: "MSAE 16…256, 3,072 latents"."""
     if isinstance(dictionary, classical.Baseline):
         return dictionary.name
-    rules = {"relu": "ReLU", "jump_relu": "JumpReLU", "gated": "Gated", "top_k": "TopK", "batch_top_k": "BatchTopK"}
-    rule = rules[dictionary.sparsity]
-    budgets = dictionary.budgets or ()
-    if len(budgets) > 1:
-        rule = f"{'Batch ' if dictionary.sparsity == 'batch_top_k' else ''}MSAE {budgets[0]}…{budgets[-1]}"
-    elif budgets:
-        rule = f"{rule} {budgets[0]}"
-    return f"{rule}{' transcoder' if dictionary.is_transcoder else ''}, {dictionary.d_sae:,} latents"
+    return titled(dictionary.sparsity, dictionary.budgets, dictionary.d_sae, dictionary.is_transcoder)
 
 
 def _named(

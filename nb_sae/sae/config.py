@@ -332,6 +332,17 @@ def default_budgets(d_in: int, d_sae: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(budgets))
 
 
+def titled(sparsity: Sparsity, budgets: Sequence[int] | None, d_sae: int, transcoder: bool = False) -> str:
+    """A name from rule and size: "MSAE 16…256, 3,072 latents"."""
+    rules = {"relu": "ReLU", "jump_relu": "JumpReLU", "gated": "Gated", "top_k": "TopK", "batch_top_k": "BatchTopK"}
+    rule = rules[sparsity]
+    if budgets and len(budgets) > 1:
+        rule = f"{'Batch ' if sparsity == 'batch_top_k' else ''}MSAE {budgets[0]}…{budgets[-1]}"
+    elif budgets:
+        rule = f"{rule} {budgets[0]}"
+    return f"{rule}{' transcoder' if transcoder else ''}, {d_sae:,} latents"
+
+
 def _integers(numbers: Sequence[int] | None) -> tuple[int, ...] | None:
     return None if numbers is None else tuple(map(int, numbers))
 

@@ -22,6 +22,7 @@ from nb_sae.machine import choose_device, free_bytes, readable_bytes
 from nb_sae.progress import Progress
 from nb_sae.progress import progress as progress_bar
 from nb_sae.sae.config import SAEConfig
+from nb_sae.sae.control import Border
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.given_sites import configs_of, named_sites
 from nb_sae.sae.grid import grid, grid_html, grid_text
@@ -202,6 +203,7 @@ class _Run:
         held = sum(one.held_bytes() for one in trainings.values())
         self.limit = _limit(trainings.memory_bytes, self.device, held)
         self.lanes: list[_Lane] = []
+        self.border = Border()
         for one in todo:
             if self.limit is not None and one.needed_bytes() > self.limit:
                 raise NotEnoughMemoryError(
@@ -238,12 +240,21 @@ class _Run:
             self._admit(interrupted)
             for lane in list(self.lanes):
                 lane.turn(bar, interrupted)
+                self._carry_out(interrupted)
                 if not lane.members:
                     self.lanes.remove(lane)
                     lane.end()
                     self._make_room(lane)
                 if interrupted():
                     return
+
+    def _carry_out(self, interrupted: Any) -> None:
+        """What was asked of those that train, between two turns; those that were stopped drop out."""
+        self.border(
+            [one.session for lane in self.lanes for one in lane.members if one.session is not None], interrupted
+        )
+        for lane in self.lanes:
+            lane.drop_stopped()
 
     def _admit(self, interrupted: Any) -> None:
         """Open as many of those that wait as there is room for; those that share a stream of rows together."""
@@ -255,7 +266,7 @@ class _Run:
                     break
                 self.waiting.pop(0)
                 try:
-                    one.open()
+                    one.open(self.border)
                 except NbSaeError as error:
                     one.close(error)
                 else:
@@ -281,7 +292,8 @@ class _Run:
         if not self.waiting:
             return
         for one in lane.all:
-            one.put_away()
+            if not one.needs_its_session:
+                one.put_away()
 
 
 class _Lane:
@@ -307,6 +319,12 @@ class _Lane:
                 self._step(bar)
             if self._stream is not None or interrupted() or time.perf_counter() - start > TURN_SECONDS:
                 return
+
+    def drop_stopped(self) -> None:
+        """Close those that were asked to stop; the others of the lane go on."""
+        for one in list(self.members):
+            if one.session is not None and one.session.control.stopping:
+                self._close(one)
 
     def end(self, error: BaseException | None = None) -> None:
         """Close what still trains here, and wait on the device for it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from nb_sae.errors import ConfigError, NonFiniteError, StoreError
 from nb_sae.sae import checkpoint, optim
-from nb_sae.sae.config import SAEConfig
+from nb_sae.sae.config import SAEConfig, titled
+from nb_sae.sae.control import Border, Control
 from nb_sae.sae.distributed import Group
 from nb_sae.sae.kept import Kept, counters, is_sound, keep
 from nb_sae.sae.logbook import Logbook, OnLog, Position, StepFailedError
@@ -23,6 +24,7 @@ from nb_sae.sae.origin import Origin
 from nb_sae.sae.scale import Scale, principal_axes, start_bias
 from nb_sae.sae.step import StepResult, TrainingState
 from nb_sae.sae.training import TrainConfig
+from nb_sae.sae.watching import Watch, Watcher
 from nb_sae.types import ActivationSource
 
 SAVES = 10
@@ -42,6 +44,7 @@ class Running:
     group: Group
     device: torch.device
     on_log: OnLog | None
+    control: Control
     _origin: Origin
     _run: str
     _changes: list[dict[str, Any]]
@@ -54,6 +57,7 @@ class Running:
         self._book = Logbook()
         self._kept: Kept | None = None
         self._keep_next, self._failed = True, False
+        self._watch: Watch | None = None
         origin = self._origin
         self._scale = Scale.of(origin.statistics, self.device)
         self._target_scale = origin.target_statistics and Scale.of(origin.target_statistics, self.device)
@@ -133,6 +137,21 @@ class Running:
         )
 
     @property
+    def target_mean(self) -> Any:
+        """`(d_out,)` float64, model units: the mean of what is reconstructed, about which FVU is counted."""
+        return (self._origin.target_statistics or self._origin.statistics).mean
+
+    @property
+    def held_bytes(self) -> int | None:
+        """Bytes that torch holds on a GPU now; None elsewhere. Does not wait for the device."""
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else None
+
+    @property
+    def title(self) -> str:
+        """Rule and size in a few words: "MSAE 16…256, 3,072 latents"."""
+        return titled(self.config.sparsity, self.config.budgets, self.config.d_sae or 0, self._origin.d_out is not None)
+
+    @property
     def latest(self) -> dict[str, Any]:
         """The last line of the log; empty before the first."""
         return dict(self._book.records[-1]) if self._book.records else {}
@@ -167,8 +186,34 @@ class Running:
     # ── steps ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """What is around the steps of a run: clock, lock, and at the end the rest of the log and a save."""
+    def under_way(self, border: Border | None = None) -> Iterator[None]:
+        """What is around the steps of a run: clock, lock, orders, and at the end the rest of the log and a save.
+
+        `border`: where the loop carries out what `control` is asked for; None: at the end alone.
+        """
+        self._watch = None
+        if isinstance(self.on_log, Watcher) and self.group.is_main:
+            self._watch = self.on_log.watch(self)  # pyright: ignore[reportArgumentType]
+        with ExitStack() as stack:
+            stack.enter_context(self._watched())
+            stack.enter_context(self.control.listening(border or Border()))
+            stack.enter_context(self._open())
+            yield
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Tell the watch of the end, whatever it is."""
+        try:
+            yield
+        except BaseException as error:
+            if self._watch is not None:
+                self._watch.ended(error)
+            raise
+        if self._watch is not None:
+            self._watch.ended(None)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
         self.stopped_early = self._failed = False
         self._clock = time.perf_counter() - self.seconds
         self._book.begin(self.step, self._position)
@@ -189,6 +234,11 @@ class Running:
     def go_on(self) -> None:
         """Begin a turn: the clock goes on from where it stood, other sessions trained in between."""
         self._clock = time.perf_counter() - self.seconds
+
+    def tell(self) -> None:
+        """Let who watches look at where the session stands."""
+        if self._watch is not None:
+            self._watch.passed()
 
     def batches(self, source: Any = None) -> Iterator[tuple[Position, Any]]:
         """Where a session stands after a batch, and the batch, from here on, pass after pass.
@@ -223,6 +273,8 @@ class Running:
         if self.save_to is not None and self._passed(every):
             self._settle()
             self._write(self.save_to)
+        if self._watch is not None:
+            self._watch.passed()
 
     def _passed(self, every: int, *, ahead: int = 0) -> bool:
         """Whether the last step (`ahead=1`: the one under way) came to a multiple of so many rows."""
@@ -276,7 +328,9 @@ class Running:
 
     @property
     def _on_log(self) -> OnLog | None:
-        return self.on_log if self.group.is_main else None
+        if self._watch is not None:
+            return self._watch.line
+        return self.on_log if self.group.is_main and not isinstance(self.on_log, Watcher) else None
 
     @contextmanager
     def _failures_named(self) -> Iterator[None]:

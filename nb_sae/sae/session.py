@@ -16,12 +16,14 @@ from torch import Tensor
 from nb_sae.errors import ConfigError, FormatError
 from nb_sae.machine import choose_device
 from nb_sae.sae import checkpoint
-from nb_sae.sae.changes import changed, differences
+from nb_sae.sae.changes import changeable, changed, differences
 from nb_sae.sae.config import SAEConfig
+from nb_sae.sae.control import Control
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.distributed import Alone, Group
 from nb_sae.sae.logbook import Logbook, OnLog
 from nb_sae.sae.origin import Origin
+from nb_sae.sae.probe import PROBE_ROWS, Probe
 from nb_sae.sae.running import Running
 from nb_sae.sae.scale import fold
 from nb_sae.sae.sharded import whole
@@ -35,7 +37,8 @@ class Session(Running):
 
     Nothing in a step waits for a GPU, but for about ten steps of a planned run at which the state is put aside. The log
     is read from the device as it is written (on a GPU: when the next line is due), every `TrainConfig.log_every` steps.
-    What training takes in memory is printed before it is allocated.
+    What training takes in memory is printed before it is allocated. Another thread speaks to a running session through
+    `control` alone, which pauses, stops, saves, changes and forks it between two steps.
 
     Args:
         source: Rows to train on; one that gives pairs (`paired`) trains a transcoder.
@@ -43,7 +46,8 @@ class Session(Running):
             is False.
         train: How long and how fast.
         device: None: a CUDA GPU, else Apple's MPS, else the CPU.
-        on_log: Called with each line of the log. What it raises comes out of `run`; the session can go on.
+        on_log: Called with each line of the log. What it raises comes out of `run`; the session can go on. A
+            `TrainMonitor` shows the run while it goes, and steers it.
         save_to: Folder that `run` saves into, at its end and in between; `Session.load` goes on from it.
         save_every_rows: How often; None: ten times per planned run.
         group: The processes that train together; None: this one alone.
@@ -75,6 +79,7 @@ class Session(Running):
         self._run, self._changes = uuid.uuid4().hex, []
         self._save_into(save_to, save_every_rows)
         self.source, self.on_log, self.device = source, on_log, choose_device(device)
+        self.control = Control(self)
         self._build(progress)
 
     # ── running ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -204,6 +209,18 @@ class Session(Running):
         """One line per logged step: step, rows, seconds, loss, learning_rate, dead, l0, fvu_k<budget> of that batch."""
         return pl.DataFrame(self._book.records, infer_schema_length=None)
 
+    def probe(self, *, rows: int = PROBE_ROWS, seed: int = 0) -> Probe:
+        """Some rows of the source, by which to look at the dictionary while it trains; the same at every look.
+
+        Raises:
+            StoreError: the source, such as a stream, gives no rows by number.
+        """
+        return Probe(self, rows=rows, seed=seed)
+
+    def settings(self) -> dict[str, Any]:
+        """What `change` and `fork` may change, by name, with its value now."""
+        return changeable(self.config, self.train)
+
     def show(self) -> pl.DataFrame:
         """Where it stands: FVU on the last ten logged batches at each budget, as a frame `k, fvu`."""
         recent = self.log.tail(10)
@@ -243,6 +260,17 @@ class Session(Running):
             self._write(folder)
         self.group.wait()
         return folder
+
+    def put_down(self, path: str | os.PathLike[str] | None = None, *, overwrite: bool = False) -> Path:
+        """Save between two steps: into a folder, or into its own one, which it has locked while it runs."""
+        own = self.save_to
+        if own is None or (path is not None and Path(path).resolve() != own.resolve()):
+            return self.save(path or "", overwrite=overwrite)
+        if self.control.state == "idle":
+            return self.save(own)
+        self._settle()
+        self._write(own)
+        return own
 
     @classmethod
     def load(
@@ -310,6 +338,7 @@ class Session(Running):
         session._origin = Origin.from_header(header)
         session.config, session.train = SAEConfig.from_json(header["sae"]), TrainConfig.from_json(header["train"])
         session.source, session.group, session.device, session.on_log = source, group or Alone(), device, on_log
+        session.control = Control(session)
         session._run, session._changes = header["run"], [dict(one) for one in header["changes"]]
         session._save_into(None, None)
         return session

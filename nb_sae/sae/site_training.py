@@ -14,12 +14,14 @@ from nb_sae.errors import ConfigError, NbSaeError
 from nb_sae.sae import checkpoint
 from nb_sae.sae.changes import differences
 from nb_sae.sae.config import SAEConfig
+from nb_sae.sae.control import Border
 from nb_sae.sae.dictionary import Dictionary
 from nb_sae.sae.logbook import Position
 from nb_sae.sae.memory import MemoryBudget
 from nb_sae.sae.origin import Origin
 from nb_sae.sae.session import Session
 from nb_sae.sae.training import TrainConfig
+from nb_sae.sae.watching import NamedWatcher, Watcher
 from nb_sae.types import ActivationSource
 
 State = Literal["waiting", "training", "stopped", "done", "failed"]
@@ -111,6 +113,11 @@ class SiteTraining:
         return not self.finished and (self.session is not None or self._saved or not self.step)
 
     @property
+    def needs_its_session(self) -> bool:
+        """Whether it was stopped and is in no file: without its session it could not go on."""
+        return self.session is not None and self.session.stopped_early and not self._saved
+
+    @property
     def state(self) -> State:
         """In one word."""
         if self._running is not None:
@@ -159,11 +166,12 @@ class SiteTraining:
 
     # ── a run ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def open(self) -> Session:
+    def open(self, border: Border | None = None) -> Session:
         """The session that trains it, where it was before, in files, or new; its run begins."""
         self.error = None
         if self.session is None:
-            settings = {"device": self.device, "on_log": self._told, "progress": False}
+            told = NamedWatcher(self._on_log, self.site) if isinstance(self._on_log, Watcher) else self._told
+            settings: dict[str, Any] = {"device": self.device, "on_log": told, "progress": False}
             if self._saved and self.folder is not None:
                 self.session = Session.load(self.folder, self.source, **settings)
                 self.session.save_to, self.session.save_every_rows = self.folder, self._save_every
@@ -174,7 +182,7 @@ class SiteTraining:
                 )  # fmt: skip
         self.session.check_ready()
         self._running = ExitStack()
-        self._running.enter_context(self.session.under_way())
+        self._running.enter_context(self.session.under_way(border))
         return self.session
 
     def take_step(self, batch: Any, place: Position) -> None:

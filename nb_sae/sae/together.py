@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TypeVar
 
 from nb_sae.errors import ConfigError
 from nb_sae.progress import progress as progress_bar
+from nb_sae.sae.control import Border
 from nb_sae.sae.interrupt import deferred_interrupt
 from nb_sae.sae.running import Running
 
@@ -21,7 +22,7 @@ def train_together(
 
     Each ends as if it had been trained alone, bit for bit. A session whose plan ends earlier drops out. When one fails,
     the others finish the batch before the error is raised; they can go on without it. An interrupt stops all of them
-    after the same batch.
+    after the same batch; `session.control.stop()` stops one, and a fork made by `session.control` joins the others.
 
     Args:
         sessions: Made from one source object, with the same `batch_rows` and `seed`, at the same step.
@@ -67,8 +68,9 @@ def advance(sessions: Sequence[Running], lasts: Sequence[int], *, progress: bool
             progress_bar(total, "rows", f"train {sizes} latents", initial=first.rows_seen, enabled=shown)
         )
         interrupted = stack.enter_context(deferred_interrupt())
+        border = Border(takes_forks=first.group.world == 1)
         for one, _ in active:
-            stack.enter_context(one.under_way())
+            stack.enter_context(one.under_way(border))
         for place, batch in active[0][0].batches():
             failures: list[Exception] = []
             for one, last in active:
@@ -84,7 +86,29 @@ def advance(sessions: Sequence[Running], lasts: Sequence[int], *, progress: bool
             active = [(one, last) for one, last in active if one.step < last]
             if not active:
                 break
-            if first.group.agree_to_stop(interrupted(), active[0][0].step):
+            active = _after_orders(active, border, interrupted, stack)
+            if not active or first.group.agree_to_stop(interrupted() or _stopping(active), active[0][0].step):
                 for one, _ in active:
                     one.stopped_early = True
                 break
+
+
+def _after_orders(
+    active: list[tuple[Running, int]], border: Border, interrupted: Callable[[], bool], stack: ExitStack
+) -> list[tuple[Running, int]]:
+    """Who goes on after what was asked between two steps: forks join, those that were stopped drop out."""
+    border([one for one, _ in active], interrupted)
+    lasts = {id(one): last for one, last in active}
+    for origin, fork in border.forks:
+        stack.enter_context(fork.under_way(border))
+        active.append((fork, min(fork.train.steps, lasts[id(origin)])))
+    border.forks.clear()
+    if active[0][0].group.world > 1:
+        return active  # all processes have to stop at one step
+    for one, _ in active:
+        one.stopped_early = one.control.stopping
+    return [(one, last) for one, last in active if not one.stopped_early]
+
+
+def _stopping(active: Sequence[tuple[Running, int]]) -> bool:
+    return any(one.control.stopping for one, _ in active)
