@@ -86,6 +86,8 @@ def test_every_address_of_the_project_is_in_its_repository():
     repository = PROJECT["urls"]["Repository"]
     assert re.fullmatch(r"https://github\.com/[\w-]+/[\w.-]+", repository)
     assert all(address.startswith(repository) for address in PROJECT["urls"].values())
+    cloned = re.findall(r"git clone (\S+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert cloned == [repository]
 
 
 def workflow() -> dict:
