@@ -96,8 +96,11 @@ _HOME = {
     "BiasDashboard": "nb_sae.widgets.bias:BiasDashboard",
     "AttributionStrip": "nb_sae.widgets.attribution:AttributionStrip",
     "FlowDashboard": "nb_sae.widgets.flow:FlowDashboard",
+    "link": "nb_sae.widgets.linking:link",
+    "Link": "nb_sae.widgets.linking:Link",
     "show": "nb_sae.widgets.base:show",
     "report": "nb_sae.reporting.report:report",
+    "provenance": "nb_sae.facts:provenance",
     "doctor": "nb_sae.diagnosis:doctor",
 }
 
@@ -150,6 +153,7 @@ if TYPE_CHECKING:
     from nb_sae.data.utkface import utkface as utkface
     from nb_sae.data.vocabulary import vocabulary as vocabulary
     from nb_sae.diagnosis import doctor as doctor
+    from nb_sae.facts import provenance as provenance
     from nb_sae.flow.effects.chain_effect import chain_effect as chain_effect
     from nb_sae.flow.effects.chain_steering import steer_chain as steer_chain
     from nb_sae.flow.effects.concept_flow import ConceptFlow as ConceptFlow
@@ -192,6 +196,8 @@ if TYPE_CHECKING:
     from nb_sae.widgets.concept import ConceptDashboard as ConceptDashboard
     from nb_sae.widgets.feature import FeatureDashboard as FeatureDashboard
     from nb_sae.widgets.flow import FlowDashboard as FlowDashboard
+    from nb_sae.widgets.linking import Link as Link
+    from nb_sae.widgets.linking import link as link
 
 
 def __getattr__(name: str) -> Any:

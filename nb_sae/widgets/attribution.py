@@ -2,7 +2,7 @@
 
 strip = ns.AttributionStrip(attribution, tokens=lm.token_strings(ids), faithfulness=attribution.faithfulness())
 strip.latent                                                     # chosen in the browser, or set here
-traitlets.link((strip, "latent"), (dashboard, "latent"))         # the feature dashboard follows
+ns.link(strip, dashboard)                                        # the feature dashboard follows
 """
 
 from __future__ import annotations
@@ -111,6 +111,9 @@ class AttributionStrip(Dashboard):
         start = self._strongest() if latent is None else Number().validate(self, latent)
         first = frames.inputs[0]
         super().__init__(latent=start, token=self._loudest(first), input=first, **state)
+
+    def _places(self) -> Mapping[str, int | None]:
+        return {self.about["site"]: None}
 
     # State
 

@@ -7,10 +7,12 @@ which hides the picture once it has drawn. Hosts that run no script keep the pic
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import threading
 import traceback
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import anywidget
 import traitlets
 
 from nb_sae.errors import NbSaeError, WidgetError
+from nb_sae.facts import KEY, facts_of_notebook
 
 STATIC = Path(__file__).parent / "static"
 _VIEW = "application/vnd.jupyter.widget-view+json"
@@ -51,12 +54,18 @@ class Dashboard(anywidget.AnyWidget):
     _dashboard = ""
     """Stem of the files in `static/`."""
 
+    _selecting: tuple[str, ...] = ("latent",)
+    """The traits that say what is chosen."""
+
     twin = traitlets.Unicode(help="Id of the static picture to hide; the widget's own id.").tag(sync=True)
+    linked = traitlets.Dict(help="The link it is in, `{group, sites: {site: latents}}`; empty: in none.").tag(sync=True)
 
     def __init__(self, **traits: Any) -> None:
         # IPython makes a thread per subshell: a request may be answered while a cell runs.
         self._lock = threading.RLock()
         self._pictures: dict[object, bytes] = {}
+        self.link: Any = None
+        """The `Link` it is in; None: in none."""
         model_id = uuid.uuid4().hex
         super().__init__(model_id=model_id, twin=model_id, **traits)
         self.on_msg(self._on_request)
@@ -88,6 +97,27 @@ class Dashboard(anywidget.AnyWidget):
     def _summary(self) -> str:
         """One or two sentences of text for readers without pictures."""
         raise NotImplementedError
+
+    # What links need; a dashboard of one dictionary has it from its analysis
+
+    def _places(self) -> Mapping[str, int | None]:
+        """Sites that a selection can be at, each with its number of latents (None: not known).
+
+        The site "" is that of a dashboard that does not know; nothing at all: there is no latent to choose.
+        """
+        analysis = getattr(self, "analysis", None)
+        if analysis is None or not self.has_trait("latent"):
+            return {}
+        return {analysis.site.name: int(analysis.d_sae)}
+
+    def _selection(self) -> tuple[str, int]:
+        """The site and the latent that are chosen, of a dashboard in a link."""
+        return next(iter(self.linked["sites"])), self.latent  # type: ignore[attr-defined]
+
+    def _select(self, _site: str, latent: int) -> None:
+        """Choose a latent that another dashboard chose; where this one does not show it, nothing changes."""
+        with contextlib.suppress(WidgetError, traitlets.TraitError):
+            self.latent = latent
 
     # Requests
 
@@ -134,11 +164,21 @@ class Dashboard(anywidget.AnyWidget):
         if bundle is None:
             return
         data, metadata = bundle
-        png = data.pop("image/png")
+        self._show_twin(*self._twin_bundle(data.pop("image/png")))
+        display(data, metadata=metadata, raw=True)
+
+    def _twin_bundle(self, png: str) -> tuple[dict[str, str], dict[str, Any]]:
+        """The static picture (base64) as an output, and its metadata."""
         source, alt = f"data:image/png;base64,{png}", html.escape(self._summary(), quote=True)
         twin = f'<div data-nbsae="{self.twin}"><img alt="{alt}" src="{source}" width="900"></div>'
-        display({"text/html": twin, "text/plain": self._summary()}, raw=True)
-        display(data, metadata=metadata, raw=True)
+        # A report reads there what made the notebook's results; hosts keep it and show nothing of it.
+        return {"text/html": twin, "text/plain": self._summary()}, {KEY: facts_of_notebook()}
+
+    def _show_twin(self, bundle: dict[str, str], metadata: dict[str, Any]) -> None:
+        """Display the static picture; the live view comes below it."""
+        from IPython.display import display
+
+        display(bundle, metadata=metadata, raw=True)
 
     def __repr__(self) -> str:
         return f"<{self._summary()}>"

@@ -112,6 +112,9 @@ class BiasDashboard(Dashboard):
         start = ConceptLatent().validate(self, self.concepts["latent"][0] if latent is None else latent)
         super().__init__(latent=start, **state)
 
+    def _places(self) -> Mapping[str, int | None]:
+        return {str((getattr(self.bias, "about", None) or {}).get("site") or ""): None}
+
     def _state(self) -> dict[str, Any]:
         """All traits: the overview first, then details and pictures as far as they fit."""
         frames, every = self._frames, self._frames.concepts.height

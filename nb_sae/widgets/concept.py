@@ -138,6 +138,9 @@ class ConceptDashboard(Dashboard):
         }
         super().__init__(latent=start, about=about, concepts_header=header, concepts=block, **state)
 
+    def _places(self) -> Mapping[str, int | None]:
+        return {self._analysis.site.name: int(self._analysis.d_sae)}
+
     @traitlets.validate("latent")
     def _check_latent(self, proposal: Any) -> int:
         return self._checked(proposal["value"], set(self.table["latent"].to_list()))

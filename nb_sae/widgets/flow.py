@@ -6,6 +6,7 @@ dashboard.choose("blocks.3", 417)     # or in the browser; dashboard.site and da
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -90,6 +91,7 @@ class FlowDashboard(Dashboard):
     """
 
     _dashboard = "flow"
+    _selecting = ("site", "latent")
 
     site = FlowSite(default_value="", help="The chosen latent's site, in both directions.").tag(sync=True)
     latent = FlowLatent(default_value=0, help="The chosen latent, in both directions.").tag(sync=True)
@@ -145,6 +147,16 @@ class FlowDashboard(Dashboard):
         if not isinstance(given, tuple | list) or len(given) != 2:
             raise WidgetError(f"{what}={given!r} is no pair (site, latent). The sites are in flow.sites.")
         return self.index.check(given[0], FlowLatent().validate(self, given[1]))
+
+    def _places(self) -> Mapping[str, int | None]:
+        return {site: int(count) for site, count in zip(self.index.sites, self.index.counts, strict=True)}
+
+    def _selection(self) -> tuple[str, int]:
+        return self.site, self.latent
+
+    def _select(self, site: str, latent: int) -> None:
+        with contextlib.suppress(WidgetError):
+            self.choose(site, latent)
 
     # What a saved view holds
 

@@ -44,6 +44,7 @@ export default dashboard((model, el, life) => {
     behind: undefined,
   });
   const panel: Panel = { report, state, source: source(model, rpc, life, report) };
+  life.accepts = (latent) => report.conceptOf(latent) >= 0;
   const root = h("div", {
     class: "nbs-dash nbs-bias",
     "data-lm-suppress-shortcuts": "true",

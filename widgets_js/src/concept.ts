@@ -32,6 +32,7 @@ export default dashboard((model, el, life) => {
     order: [],
   });
   const panel: Panel = { about, concepts: new Concepts(table), state, source: source(model, rpc, life, about) };
+  life.accepts = (latent) => panel.concepts.rowOf(latent) >= 0;
   const root = h("div", {
     class: "nbs-dash nbs-concept",
     "data-lm-suppress-shortcuts": "true",

@@ -6,6 +6,7 @@
  */
 
 import { errorCard } from "./errors";
+import { linkedModel } from "./link";
 
 export type Listener = (...args: never[]) => void;
 
@@ -35,6 +36,8 @@ export interface Life {
   readonly signal: AbortSignal;
   /** False where the host says at once that there is no kernel. */
   readonly kernelPossible: boolean;
+  /** Set where not every latent can be shown: which of those that a linked dashboard chooses are. */
+  accepts?: (latent: number) => boolean;
   add(dispose: Disposer): void;
 }
 
@@ -62,7 +65,7 @@ export function dashboard(mount: Mount): { render(args: RenderArgs): Disposer } 
       };
       life.add(keepKeys(el));
       try {
-        mount(model, el, life);
+        mount(linkedModel(model, life), el, life);
         life.add(hideTwin(model.get("twin")));
       } catch (error) {
         el.replaceChildren(errorCard("This dashboard could not be drawn.", error));
