@@ -142,3 +142,12 @@ def test_links_between_tutorials_lead_to_files(path):
     links = [link for text in prose(path) for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text)]
     assert links
     assert [link for link in links if not (path.parent / link).is_file()] == []
+
+
+def test_badge_is_a_link_by_its_words_in_a_report_and_asks_for_nothing(tmp_path):
+    notebook = read(PATHS[0])
+    notebook.cells = notebook.cells[:2]
+    nbformat.write(notebook, tmp_path / "made.ipynb")
+    page = ns.report(tmp_path / "made.ipynb").read_text(encoding="utf-8")
+    assert re.search(r'<a [^>]*href="https://colab[^"]*"[^>]*>Open in Colab</a>', page)
+    assert "colab-badge.svg" not in page

@@ -228,6 +228,10 @@ class _Renderer(mistune.HTMLRenderer):
             return f"<em>[picture: {mistune.escape(text or url)}]</em>"
         return f'<img src="{mistune.escape(source)}" alt="{mistune.escape(text)}">'
 
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        badge = re.fullmatch(r"<em>\[picture: (.*)\]</em>", text)  # one that lies elsewhere: its words are the link
+        return super().link(badge[1] if badge else text, url, title)
+
     def block_math(self, text: str) -> str:
         formula = mathml(text, block=True) or f'<span class="formula">{html.escape(text.strip())}</span>'
         return f"<p>{self._later(formula)}</p>\n"
