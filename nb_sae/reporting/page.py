@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import importlib.metadata
-import platform
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,9 +13,9 @@ from typing import Literal
 
 from nbformat import NotebookNode
 
-from nb_sae import __version__
 from nb_sae.errors import ReportError
 from nb_sae.reporting.markup import Markup
+from nb_sae.reporting.origin import origin_html
 from nb_sae.reporting.outputs import Outputs
 from nb_sae.reporting.outputs import code as code_html
 from nb_sae.reporting.run import INJECTED, Stop, cell_labels
@@ -25,7 +23,6 @@ from nb_sae.reporting.text import joined, printable
 
 CodeShown = Literal["show", "fold", "hide"]
 
-_VERSIONED = ("torch", "open_clip_torch", "transformer_lens", "plotly", "anywidget")
 _TITLE = re.compile(r'<h1 id="[^"]*">(.*?)</h1>', re.DOTALL)
 
 
@@ -38,8 +35,6 @@ class PageOptions:
     title: str | None = None
     code: CodeShown = "show"
     stop: Stop | None = None
-    executed: bool = False
-    """Whether it was executed for this report, so that this Python's versions are its versions."""
     when: datetime | None = None
 
 
@@ -68,7 +63,7 @@ def build_page(notebook: NotebookNode, markup: Markup, options: PageOptions) -> 
         _BAR.format(contents=_contents(markup), code_button=_CODE_BUTTON if options.code != "hide" else ""),
         f'<main><article><header><h1 id="top">{title}</h1></header>{_stopped(options.stop)}',
         article,
-        f"</article>{_footer(notebook, options)}</main></div>",
+        f"</article>{_footer(notebook, markup, options)}</main></div>",
         *filter(None, parts),
         *(f"<script>{script}</script>" for script in scripts),
         "</body></html>\n",
@@ -166,24 +161,14 @@ def _stopped(stop: Stop | None) -> str:
     )
 
 
-def _footer(notebook: NotebookNode, options: PageOptions) -> str:
-    """Versions and date; never a path, a user or a host."""
-    when = (options.when or datetime.now(UTC)).strftime("%-d %B %Y" if platform.system() != "Windows" else "%d %B %Y")
-    versions = []
-    if options.executed:
-        versions += [f"nb_sae {__version__}", f"Python {platform.python_version()}"]
-        for name in _VERSIONED:
-            try:
-                versions.append(f"{name} {importlib.metadata.version(name)}")
-            except importlib.metadata.PackageNotFoundError:
-                continue
-    else:
-        language = notebook.metadata.get("language_info", {})
-        if isinstance(language.get("version"), str):
-            versions.append(f"Python {language['version']}")
-    listed = " · ".join(html.escape(printable(version)) for version in versions)
-    said = f"Report of an executed notebook, {when}. It holds all it shows and asks the network for nothing."
-    return f"<footer><p>{said}</p><p>{listed}</p></footer>"
+def _footer(notebook: NotebookNode, markup: Markup, options: PageOptions) -> str:
+    """How it was made, and when; never a path, a user or a host."""
+    when = options.when or datetime.now(UTC)
+    said = (
+        f"Report of an executed notebook, {when.day} {when:%B %Y}. It holds all it shows and asks the network for "
+        "nothing."
+    )
+    return f"<footer>{origin_html(notebook, markup.scrub)}<p>{said}</p></footer>"
 
 
 def _policy(scripts: list[str], *, evaluates: bool) -> str:

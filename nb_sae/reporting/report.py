@@ -130,7 +130,7 @@ def make_report(
     if stop is not None:
         stop = Stop(stop.cell, scrub(stop.reason), stop.interrupted)
     markup = Markup(source.resolve().parent, scrub, images)
-    options = PageOptions(name=source.stem, title=title, code=code, stop=stop, executed=run)
+    options = PageOptions(name=source.stem, title=title, code=code, stop=stop)
     page = build_page(read, markup, options)
     shared = nbformat.writes(shareable(read, scrub, images))
     write_text(page_path, page)

@@ -13,7 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import nbformat
@@ -28,11 +30,14 @@ from traitlets import default
 from traitlets.config import Config
 
 from nb_sae.errors import ConfigError, FormatError, InputNotFoundError, ReportError, closest
+from nb_sae.facts import KEY
 from nb_sae.reporting.text import joined
 
 INJECTED = "injected-parameters"
 _KERNEL_STARTS_CELL_S = 0.1
 """Between the echo of a cell and its first line; an interrupt in this gap would hit the kernel, not the cell."""
+_FACTS = """(__import__("nb_sae.facts", fromlist=["_"]).as_json() if "nb_sae" in __import__("sys").modules else "{}")"""
+_FACTS_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -176,9 +181,35 @@ class _StoppedError(Exception):
 
 
 class _Client(NotebookClient):
-    """nbclient, which also says when the kernel has begun with a cell."""
+    """nbclient, which also says when the kernel has begun with a cell, and asks it at the end what made the results."""
 
     began: Callable[[], None]
+    facts: Mapping[str, Any] = MappingProxyType({})
+    """What the notebook's objects say; empty where it does not use nb_sae."""
+
+    async def async_execute_cell(self, cell: NotebookNode, cell_index: int, *args: Any, **options: Any) -> NotebookNode:
+        """Run a cell; after the last one, or the one that ends the run, ask before the kernel is shut down."""
+        ended = True
+        try:
+            done = await super().async_execute_cell(cell, cell_index, *args, **options)
+            ended = cell_index == len(self.nb.cells) - 1
+        finally:
+            if ended:
+                self.facts = await self._asked()
+        return done
+
+    async def _asked(self) -> dict[str, Any]:
+        """The facts, or nothing where the kernel does not answer: a report does without them."""
+        if self.kc is None:
+            return {}
+        try:
+            number = self.kc.execute("", silent=True, store_history=False, user_expressions={"facts": _FACTS})
+            reply = await asyncio.wait_for(self.async_wait_for_reply(number), _FACTS_WITHIN_S)
+            text = reply["content"]["user_expressions"]["facts"]["data"]["text/plain"] if reply else "'{}'"
+            facts = json.loads(ast.literal_eval(text))
+        except (TimeoutError, DeadKernelError, KeyError, TypeError, ValueError, SyntaxError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
 
     def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
         """Note the echo of the cell's source: the kernel sends it when it starts to run the cell."""
@@ -217,6 +248,7 @@ class _Run:
         self._client.began = self._begin
 
     def to_the_end(self) -> Stop | None:
+        began, started = datetime.now(UTC).isoformat(timespec="minutes"), time.perf_counter()
         thread = threading.Thread(target=self._work, name="nb-sae-report", daemon=True)
         thread.start()
         # Not thread.join: in Python 3.11 an interrupt inside it marks a thread that runs as stopped.
@@ -225,7 +257,9 @@ class _Run:
                 self._done.wait(0.2)
             except KeyboardInterrupt:
                 self._interrupt()
+        took_s = round(time.perf_counter() - started, 1)
         self._client.set_widgets_metadata()
+        self._notebook.metadata[KEY] = {**self._client.facts, "started": began, "seconds": took_s}
         if self._error is not None:
             raise self._error
         return self._stop

@@ -9,7 +9,9 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from nb_sae.facts import KEY, MIME
 from nb_sae.reporting import figures
+from nb_sae.reporting.origin import facts_in
 from nb_sae.reporting.pictures import Treatment, data_uri, decode_base64, treat, treat_strings
 from nb_sae.reporting.text import Scrubber, joined, map_strings, printable, terminal_lines
 from nb_sae.reporting.widgets import VIEW_MIME, SavedWidgets, StaticPicture, static_picture, without_widgets
@@ -21,6 +23,7 @@ _KEPT_METADATA = frozenset({"kernelspec", "language_info", "title", "authors"})
 def shareable(notebook: NotebookNode, scrub: Scrubber, treatment: Treatment) -> NotebookNode:
     """A valid copy without widget state, scripts, local paths or (as asked) recognisable pictures."""
     notebook = copy.deepcopy(notebook)
+    facts = facts_in(notebook, scrub)
     outputs = _Outputs(notebook, scrub, treatment)
     for cell in notebook.cells:
         cell.source = outputs.text(joined(cell.source))
@@ -31,6 +34,8 @@ def shareable(notebook: NotebookNode, scrub: Scrubber, treatment: Treatment) -> 
             cell.metadata.pop("execution", None)
     without_widgets(notebook)
     notebook.metadata = NotebookNode({key: value for key, value in notebook.metadata.items() if key in _KEPT_METADATA})
+    if facts:
+        notebook.metadata[KEY] = facts
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.nbformat, notebook.nbformat_minor = 4, max(5, notebook.nbformat_minor)
     for number, cell in enumerate(notebook.cells):
@@ -64,6 +69,7 @@ class _Outputs:
             twin = static_picture(output)
             if twin is None:
                 output.data = NotebookNode(self._data(dict(output.data)))
+                output.metadata.pop(KEY, None)
             else:
                 output.data, output.metadata = NotebookNode(self._picture(twin)), NotebookNode()
         return output
@@ -77,6 +83,7 @@ class _Outputs:
     def _data(self, data: dict[str, Any]) -> dict[str, Any]:
         view = data.pop(VIEW_MIME, None)
         figure = data.pop(figures.MIME, None)
+        data.pop(MIME, None)  # the notebook's metadata holds it
         if isinstance(figure, dict):
             data = self._figure(figure, data)
         elif isinstance(view, dict):

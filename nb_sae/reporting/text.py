@@ -28,7 +28,9 @@ _UNIX_PATH = re.compile(rf"(?<![\w.~…/-])(?:(?:file://)?/(?:{_UNIX_ROOTS})|~)(
 _WINDOWS_PATH = re.compile(
     rf"(?<!\w)[A-Za-z]:(?:\\{{1,2}}|/)(?:{_PATH_CHARACTERS}+(?:\\{{1,2}}|/))+{_PATH_CHARACTERS}*"
 )
-_CELL_PATH = re.compile(r"(?:[^\s\"'():]*[\\/])?ipykernel_\d+[\\/]\d+\.py")
+# The look-behind keeps this linear: a path is tried where a word begins, not at each of its letters.
+_CELL_PATH = re.compile(r"(?:(?<![^\s\"'():])[^\s\"'():]*[\\/])?ipykernel_\d+[\\/]\d+\.py")
+_DATA = re.compile(r"(data:[\w.+-]+/[\w.+-]+;base64,[A-Za-z0-9+/=]+)")
 _COMMON_NAMES = frozenset(
     {"localhost", "root", "user", "admin", "runner", "ubuntu", "debian", "jovyan", "main", "test"}
 )
@@ -77,7 +79,15 @@ class Scrubber:
         return text
 
     def __call__(self, text: str) -> str:
-        """Replace every absolute path by `…/last part`, and the names of machine and user."""
+        """Replace every absolute path by `…/last part`, and the names of machine and user.
+
+        What looks like a path inside the base64 of a `data:` address is none.
+        """
+        parts = _DATA.split(text)
+        parts[::2] = [self._scrubbed(part) for part in parts[::2]]
+        return "".join(parts)
+
+    def _scrubbed(self, text: str) -> str:
         parts = _ANSI.split(text)
         parts[::2] = [self._scrub(part) for part in parts[::2]]
         return "".join(part if index % 2 == 0 else f"\x1b[{part}m" for index, part in enumerate(parts))
