@@ -58,16 +58,24 @@
 
   const bytes = (text) => new DataView(Uint8Array.from(atob(text), (char) => char.charCodeAt(0)).buffer);
 
-  /** The model that a host makes of a saved state; `binary` traits become DataViews. */
+  /** The buffers of a saved state, decoded once: what reading them costs is the host's matter. */
+  const decoded = new WeakMap();
+  const buffersOf = (saved) => {
+    if (!decoded.has(saved)) decoded.set(saved, saved.buffers.map(bytes));
+    return decoded.get(saved);
+  };
+
+  /** The model that a host makes of a saved state; buffers become DataViews. */
   class Model {
     listeners = new Map();
     held = [];
-    constructor({ state, paths, buffers }, kernel) {
-      this.state = structuredClone(state);
+    constructor(saved, kernel) {
+      this.state = structuredClone(saved.state);
       this.kernel = kernel;
-      paths.forEach((path, number) => {
+      const buffers = buffersOf(saved);
+      saved.paths.forEach((path, number) => {
         const at = path.slice(0, -1).reduce((inner, step) => inner[step], this.state);
-        at[path.at(-1)] = bytes(buffers[number]);
+        at[path.at(-1)] = buffers[number];
       });
     }
     get = (name) => this.state[name];
