@@ -15,8 +15,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import nbformat
+from nbformat import NotebookNode
+from nbformat.sign import NotebookNotary
 from playwright.sync_api import Locator, Page, expect
 
 START_TIMEOUT_S = 90
@@ -31,7 +34,11 @@ SETTINGS = {
     "@jupyterlab/completer-extension/manager": {"autoCompletion": False},
 }
 
+App = Literal["lab/tree", "notebooks"]
+"""Where the two front ends show a notebook: JupyterLab and Notebook 7."""
 
+# The notebook is read.
+_READ = "() => window.jupyterapp?.shell.currentWidget?.context?.isReady"
 # The notebook is read and its kernel answers; keys pressed earlier may be lost.
 _READY = """() => {
     const notebook = window.jupyterapp?.shell.currentWidget;
@@ -75,6 +82,7 @@ class Lab:
         return [
             *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser"),
             *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0"),
+            "--JupyterNotebookApp.expose_app_in_browser=True",
             f"--IdentityProvider.token={self.token}",
             f"--ServerApp.root_dir={self.folder}",
             *("--ServerApp.terminals_enabled=False", "--LabApp.extension_manager=readonly"),
@@ -109,11 +117,28 @@ class Lab:
         )
         nbformat.write(notebook, self.folder / name)
 
-    def open(self, page: Page, name: str) -> LabNotebook:
-        """Open a notebook in a fresh workspace and wait for its cells."""
-        page.goto(f"{self.url}/lab/tree/{name}?reset&token={self.token}")
+    def put(self, name: str, notebook: NotebookNode, *, trusted: bool) -> None:
+        """A notebook as it came from elsewhere; `trusted` signs it as `jupyter trust` does."""
+        notebook.metadata["title"] = name  # signatures are of contents: the same notebook elsewhere may be signed
+        nbformat.write(notebook, self.folder / name)
+        if trusted:
+            signer = NotebookNotary(data_dir=str(self.folder.parent / "data"))
+            signer.sign(nbformat.read(self.folder / name, as_version=4))
+            signer.store.close()
+
+    def open(self, page: Page, name: str, *, app: App = "lab/tree", kernel: bool = True) -> LabNotebook:
+        """Open a notebook in a fresh workspace and wait for its cells, and for its kernel where it has one.
+
+        Args:
+            page: Where to.
+            name: File name of the notebook.
+            app: JupyterLab, or Notebook 7, which the same server serves.
+            kernel: False opens with "Notebook (No Kernel)".
+        """
+        factory = "" if kernel else "&factory=Notebook (No Kernel)"
+        page.goto(f"{self.url}/{app}/{name}?reset&token={self.token}{factory}")
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
-        page.wait_for_function(_READY, timeout=60_000)
+        page.wait_for_function(_READY if kernel else _READ, timeout=60_000)
         return LabNotebook(page)
 
 
