@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import copy
 import re
 import sys
 import tomllib
 import types
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -31,7 +33,9 @@ def frames(monkeypatch: pytest.MonkeyPatch):
     return frame_notebooks
 
 
+@cache
 def read(path: Path) -> nbformat.NotebookNode:
+    """One that all tests share: change a copy."""
     return nbformat.read(path, as_version=4)
 
 
@@ -145,7 +149,7 @@ def test_links_between_tutorials_lead_to_files(path):
 
 
 def test_badge_is_a_link_by_its_words_in_a_report_and_asks_for_nothing(tmp_path):
-    notebook = read(PATHS[0])
+    notebook = copy.deepcopy(read(PATHS[0]))
     notebook.cells = notebook.cells[:2]
     nbformat.write(notebook, tmp_path / "made.ipynb")
     page = ns.report(tmp_path / "made.ipynb").read_text(encoding="utf-8")
