@@ -49,6 +49,8 @@ _HOME = {
     "merge_analyses": "nb_sae.analysis.scan:merge_analyses",
     "PartialAnalysis": "nb_sae.analysis.part:PartialAnalysis",
     "pca_quality": "nb_sae.analysis.quality:pca_quality",
+    "layout": "nb_sae.analysis.layout:layout",
+    "Layout": "nb_sae.analysis.layout:Layout",
     "vocabulary": "nb_sae.data.vocabulary:vocabulary",
     "name_concepts": "nb_sae.concepts.naming:name_concepts",
     "ConceptNames": "nb_sae.concepts.names:ConceptNames",
@@ -98,6 +100,9 @@ _HOME = {
     "FlowDashboard": "nb_sae.widgets.flow:FlowDashboard",
     "link": "nb_sae.widgets.linking:link",
     "Link": "nb_sae.widgets.linking:Link",
+    "share_scripts": "nb_sae.widgets.runtime:share_scripts",
+    "AtlasDashboard": "nb_sae.widgets.atlas:AtlasDashboard",
+    "TrainMonitor": "nb_sae.widgets.monitor:TrainMonitor",
     "show": "nb_sae.widgets.base:show",
     "report": "nb_sae.reporting.report:report",
     "provenance": "nb_sae.facts:provenance",
@@ -111,6 +116,8 @@ if TYPE_CHECKING:
     from nb_sae import plots as plots
     from nb_sae import types as types
     from nb_sae.analysis.bundle import Analysis as Analysis
+    from nb_sae.analysis.layout import Layout as Layout
+    from nb_sae.analysis.layout import layout as layout
     from nb_sae.analysis.lens import logit_lens as logit_lens
     from nb_sae.analysis.part import PartialAnalysis as PartialAnalysis
     from nb_sae.analysis.quality import pca_quality as pca_quality
@@ -190,6 +197,7 @@ if TYPE_CHECKING:
     from nb_sae.store.paired import pair as pair
     from nb_sae.store.stream import ActivationStream as ActivationStream
     from nb_sae.types import Edit as Edit
+    from nb_sae.widgets.atlas import AtlasDashboard as AtlasDashboard
     from nb_sae.widgets.attribution import AttributionStrip as AttributionStrip
     from nb_sae.widgets.base import show as show
     from nb_sae.widgets.bias import BiasDashboard as BiasDashboard
@@ -198,6 +206,8 @@ if TYPE_CHECKING:
     from nb_sae.widgets.flow import FlowDashboard as FlowDashboard
     from nb_sae.widgets.linking import Link as Link
     from nb_sae.widgets.linking import link as link
+    from nb_sae.widgets.monitor import TrainMonitor as TrainMonitor
+    from nb_sae.widgets.runtime import share_scripts as share_scripts
 
 
 def __getattr__(name: str) -> Any:

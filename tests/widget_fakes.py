@@ -222,8 +222,11 @@ def fake_read(text: str, latents: Sequence[int]) -> FakeReading:
 def built(tmp_path_factory, monkeypatch) -> None:
     """The scripts themselves are tested in a browser; where they are not built, any text will do."""
     names = [
-        f"{stem}.{kind}" for stem in ("feature", "concept", "bias", "attribution", "flow") for kind in ("js", "css")
+        f"{stem}.{kind}"
+        for stem in ("feature", "concept", "bias", "attribution", "flow", "atlas")
+        for kind in ("js", "css")
     ]
+    names.append("shared.js")
     if not all((base.STATIC / name).exists() for name in names):
         static = tmp_path_factory.mktemp("static")
         for name in names:

@@ -23,7 +23,7 @@ export const MOST_ZOOM = 200;
 const PAD = 16;
 
 /** `stretch`: both axes fill the room, for a map whose axes are values. */
-export function fit(width: number, height: number, camera: Camera, stretch: boolean): Fit {
+export function placing(width: number, height: number, camera: Camera, stretch: boolean): Fit {
   const room = [Math.max(1, width - 2 * PAD), Math.max(1, height - 2 * PAD)] as const;
   const least = Math.min(...room);
   const size = stretch ? room : ([least, least] as const);

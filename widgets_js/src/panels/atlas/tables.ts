@@ -107,14 +107,21 @@ export class Atlas implements PointTable {
     this.#codes.set(key, codes);
   }
 
-  /** A point's value in words, as exact as its byte: "≈ 3.2 %", "level 2". */
-  said({ key, kind, low, high, categories }: Column, at: number): string {
+  /** A point's value, as exact as its byte; NaN where it is missing. */
+  value({ key, kind, low, high, categories }: Column, at: number): number | string {
     const code = this.#codes.get(key)?.[at] ?? 0;
-    if (!code) return key === "density" ? "never active" : "–";
-    if (kind === "category") return categories[code - 1] ?? "–";
+    if (!code) return Number.NaN;
+    if (kind === "category") return categories[code - 1] ?? Number.NaN;
     const share = (code - 1) / 254;
-    const value = kind === "log" ? low * (high / low) ** share : low + (high - low) * share;
-    return `≈ ${key === "density" ? percent(value) : sig3(value)}`;
+    return kind === "log" ? low * (high / low) ** share : low + (high - low) * share;
+  }
+
+  /** The same in words: "≈ 3.2 %", "2". */
+  said(column: Column, at: number): string {
+    const value = this.value(column, at);
+    if (typeof value === "string") return value;
+    if (Number.isNaN(value)) return column.key === "density" ? "never active" : "–";
+    return `≈ ${column.key === "density" ? percent(value) : sig3(value)}`;
   }
 
   /** Name and number of a latent. */

@@ -1,0 +1,234 @@
+/** The atlas: connects the widget's model to the panels, which know only tables and state. */
+
+import { bdi, h } from "./core/dom";
+import { count, visible } from "./core/format";
+import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
+import { keySheet } from "./core/keys";
+import { Rpc } from "./core/rpc";
+import { State } from "./core/state";
+import { block, unpack } from "./core/wire";
+import { mapPanel } from "./panels/atlas/map";
+import { nextMode } from "./panels/atlas/moves";
+import { WHOLE } from "./panels/atlas/places";
+import type { Asked, Facts, Panel, Source, View } from "./panels/atlas/shared";
+import { shown } from "./panels/atlas/shared";
+import { sidePanel } from "./panels/atlas/side";
+import { type About, Atlas } from "./panels/atlas/tables";
+import { legendPanel, toolsPanel } from "./panels/atlas/tools";
+import { CardSet } from "./panels/tables";
+
+/** Cards from the kernel that are kept: going back is free, and memory stays bounded. */
+const KEPT_CARDS = 24;
+/** Steps with an arrow key reach the kernel together. */
+const SEND_MS = 60;
+
+export default dashboard((model, el, life) => {
+  const about = model.get("about") as About;
+  const atlas = new Atlas(about, unpack(model.get("points_header"), model.get("points")));
+  atlas.labels = labelsOf(model);
+  const rpc = new Rpc(model, life);
+  const state = new State<View>({
+    latent: model.get("latent") as number,
+    selected: selectedOf(model),
+    colour: model.get("colour") as string,
+    sized: true,
+    mode: "move",
+    camera: WHOLE,
+    query: "",
+    found: undefined,
+    cut: false,
+    kernel: rpc.kernel,
+    labels: atlas.labels,
+  });
+  const panel: Panel = { atlas, state, source: source(model, rpc, life, atlas, state) };
+  const root = h("div", {
+    class: "nbs-dash nbs-atlas",
+    "data-lm-suppress-shortcuts": "true",
+    role: "region",
+    "aria-label": "Atlas of latents",
+  });
+  const status = h("span", { class: "nbs-status", role: "status" });
+  const facts = `${count(atlas.length)} latents · ${visible(about.site)}`;
+  const bar = h(
+    "div",
+    { class: "nbs-top" },
+    bdi(visible(about.title), "nbs-what"),
+    h("span", { class: "nbs-site", title: facts }, facts),
+  );
+  bar.append(status);
+  const tools = h("div", { class: "nbs-controls nbs-tools" });
+  const map = h("div", { class: "nbs-card" });
+  const side = h("div", { class: "nbs-side" });
+  const legend = h("div", { class: "nbs-controls nbs-below" });
+  const foot = h("footer", { class: "nbs-readout" });
+  const shell = h("div", { class: "nbs-shell" }, bar, tools, h("div", { class: "nbs-main" }, map, side), legend, foot);
+  root.append(shell);
+  el.append(root);
+  const say = ([first = "", ...rest]: string[]) =>
+    foot.replaceChildren(h("b", {}, bdi(visible(first))), ...rest.map((part) => bdi(visible(part))));
+
+  life.add(rpc.onKernel((kernel) => state.set("kernel", kernel)));
+  life.add(
+    state.on(["kernel"], () => {
+      const alone = state.get("kernel") === "none";
+      status.textContent = alone ? "saved view" : "";
+      status.title = alone ? "No kernel answers: what was saved can be explored" : "";
+    }),
+  );
+  life.add(mapPanel(map, panel, say));
+  life.add(toolsPanel(tools, panel));
+  life.add(legendPanel(legend, panel, root));
+  life.add(sidePanel(side, panel, say));
+  life.add(keys(shell, panel));
+  life.add(both(model, state, atlas));
+});
+
+function labelsOf(model: AnyModel): Record<string, string> {
+  return (model.get("labels") ?? {}) as Record<string, string>;
+}
+
+/** One bit per latent, the lowest of the first byte first. */
+function selectedOf(model: AnyModel): number[] {
+  const bytes = new Uint8Array(block(model.get("selected")));
+  const found: number[] = [];
+  for (const [at, byte] of bytes.entries()) {
+    for (let bit = 0; bit < 8 && byte; bit += 1) if ((byte >> bit) & 1) found.push(8 * at + bit);
+  }
+  return found;
+}
+
+function bitsOf(selected: readonly number[], count: number): DataView {
+  const bytes = new Uint8Array(Math.ceil(count / 8));
+  for (const latent of selected) bytes[latent >> 3] = (bytes[latent >> 3] ?? 0) | (1 << (latent & 7));
+  return new DataView(bytes.buffer);
+}
+
+/** The three choices are traits: each is read when it changes, and sent when the user changes it. */
+function both(model: AnyModel, state: State<View>, atlas: Atlas): () => void {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let reading = false;
+  const due = new Map<string, () => unknown>();
+  const send = () => {
+    clearTimeout(timer);
+    for (const [name, value] of due) model.set(name, value());
+    if (due.size) model.save_changes();
+    due.clear();
+  };
+  const write = (name: "latent" | "selected" | "colour", value: () => unknown) =>
+    state.on([name], () => {
+      if (reading) return;
+      due.set(name, value);
+      clearTimeout(timer);
+      timer = setTimeout(send, SEND_MS);
+    });
+  const read = (use: () => void) => () => {
+    reading = true;
+    use();
+    reading = false;
+  };
+  reading = true; // `on` runs at once; what the model says already need not be sent back.
+  const stops = [
+    write("latent", () => state.get("latent")),
+    write("selected", () => bitsOf(state.get("selected"), atlas.about.d_sae)),
+    write("colour", () => state.get("colour")),
+  ];
+  reading = false;
+  stops.push(
+    onTrait(model, "latent", (latent) => {
+      if (!due.has("latent")) read(() => state.set("latent", latent as number))();
+    }),
+    onTrait(model, "colour", (colour) => {
+      if (!due.has("colour")) read(() => state.set("colour", colour as string))();
+    }),
+    onTrait(model, "selected", () => {
+      const next = due.has("selected") ? state.get("selected") : selectedOf(model);
+      if (String(next) !== String(state.get("selected"))) read(() => state.set("selected", next))();
+    }),
+    onTrait(model, "labels", () => {
+      atlas.labels = labelsOf(model);
+      state.set("labels", atlas.labels);
+    }),
+  );
+  return () => {
+    send();
+    for (const stop of stops) stop();
+  };
+}
+
+/** Cards, names and columns: saved ones from the traits, the others from the kernel. */
+function source(model: AnyModel, rpc: Rpc, life: Life, atlas: Atlas, state: State<View>): Source {
+  const saved = new CardSet(
+    model.get("cards_header"),
+    model.get("cards"),
+    model.get("cards_thumbs_header"),
+    model.get("cards_thumbs"),
+  );
+  const kept = new Map<number, Asked & { set: CardSet }>();
+  const asking = new Set<string>();
+  life.add(() => {
+    saved.dispose();
+    for (const { set } of kept.values()) set.dispose();
+  });
+  return {
+    card: (latent) => {
+      const card = saved.card(latent);
+      return kept.get(latent) ?? (card && { card, facts: undefined });
+    },
+    ask: async (latent) => {
+      const { content, buffers } = await rpc.request("card", { latent });
+      const set = new CardSet(content.header, buffers[0], content.thumbs_header, buffers[1]);
+      const asked = { set, card: set.card(latent), facts: content.facts as Facts };
+      kept.set(latent, asked);
+      for (const [oldest, one] of kept) {
+        if (kept.size <= KEPT_CARDS) break;
+        one.set.dispose();
+        kept.delete(oldest);
+      }
+      return asked;
+    },
+    find: async (text) => {
+      const { all, saved: inside } = atlas.about.names;
+      if (rpc.kernel !== "live" || inside >= all) return { latents: atlas.find(text), cut: false };
+      const { content, buffers } = await rpc.request("find", { text });
+      const { found } = unpack(content.header, buffers[0]);
+      const latents = Array.from(found?.numbers("latent") ?? []);
+      for (const [row, name] of ((found?.json("name") ?? []) as string[]).entries())
+        atlas.keep(latents[row] ?? -1, name);
+      return { latents, cut: content.cut === true };
+    },
+    column: async (key) => {
+      if (asking.has(key)) return;
+      asking.add(key);
+      try {
+        const { buffers } = await rpc.request("column", { column: key });
+        atlas.setCodes(key, new Uint8Array(block(buffers[0])));
+        // Anew, for everyone who shows colours.
+        state.set("labels", { ...atlas.labels });
+      } finally {
+        asking.delete(key);
+      }
+    },
+  };
+}
+
+function keys(root: HTMLElement, panel: Panel): () => void {
+  const { atlas, state } = panel;
+  const focus = (selector: string) => root.querySelector<HTMLElement>(selector)?.focus();
+  const move = (by: number) => {
+    const listed = shown(panel) ?? atlas.latents;
+    const at = Array.prototype.indexOf.call(listed, state.get("latent"));
+    const next = listed[at < 0 ? 0 : at + by];
+    if (next !== undefined) state.set("latent", next);
+  };
+  return keySheet(root, [
+    { key: "/", text: "search", actions: { "/": () => focus(".nbs-search") } },
+    { key: "[  ]", text: "previous, next latent of the list", actions: { "[": () => move(-1), "]": () => move(1) } },
+    { key: "g", text: "go to the map", actions: { g: () => focus(".nbs-stage") } },
+    { key: "← ↑ → ↓", text: "on the map: the nearest latent that way" },
+    { key: "Shift ←", text: "on the map: move it" },
+    { key: "+ − 0", text: "on the map: zoom in, out, all of it" },
+    { key: "Space", text: "on the map: choose, or take out" },
+    { key: "v x", text: "on the map: choose all in view, none" },
+    { key: "m", text: "move, lasso, box", actions: { m: () => nextMode(panel) } },
+  ]);
+}
