@@ -20,13 +20,13 @@ COMPAT_TESTS := tests/test_widgets.py tests/test_widgets_wire.py tests/test_lm.p
 	tests/test_flow_deactivation.py tests/test_flow_steering.py tests/test_attribution.py tests/test_attribution_input.py \
 	tests/test_direct_attribution.py tests/test_heads.py tests/test_logit_lens.py tests/test_vision_lens.py \
 	tests/test_layer_quality.py tests/test_widgets_flow.py
-TEST_STEPS := lint types contracts js unit notebooks wheel browser
+TEST_STEPS := lint types contracts js unit notebooks wheel docs browser
 
 # Tests work without a network; a name that would have to be fetched fails instead of waiting.
-unit notebooks wheel release-check browser screenshots: export HF_HUB_OFFLINE := 1
-unit notebooks wheel release-check browser screenshots bench: export JUPYTER_PLATFORM_DIRS := 1
+unit notebooks wheel release-check docs browser screenshots: export HF_HUB_OFFLINE := 1
+unit notebooks wheel release-check docs browser screenshots bench: export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help setup widgets demo test lint format types contracts js unit notebooks wheel release-check browser bench screenshots clean peers-env test-peers test-compat
+.PHONY: help setup widgets demo test lint format types contracts js unit notebooks wheel release-check docs browser bench screenshots clean peers-env test-peers test-compat
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,11 @@ notebooks: $(DEV_STAMP) widgets ## execute the tutorials
 
 wheel: $(DEV_STAMP) widgets ## build the wheel, install it elsewhere, import it
 	$(PYTEST) -q -m wheel --durations=0
+
+docs: $(DEV_STAMP) widgets ## the documentation in build/site, warnings are errors; EXECUTE=1: run the tutorials for it
+	$(PY) scripts/docs/pages.py build/docs $(if $(EXECUTE),--execute)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(PY) scripts/docs/links.py build/site
 
 browser: $(DEV_STAMP) widgets ## headless Chromium on the offline report and on JupyterLab
 	@$(PY) scripts/setup_browser.py
