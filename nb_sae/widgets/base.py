@@ -21,6 +21,7 @@ import traitlets
 
 from nb_sae.errors import NbSaeError, WidgetError
 from nb_sae.facts import KEY, facts_of_notebook
+from nb_sae.widgets import runtime
 
 STATIC = Path(__file__).parent / "static"
 _VIEW = "application/vnd.jupyter.widget-view+json"
@@ -58,6 +59,7 @@ class Dashboard(anywidget.AnyWidget):
     """The traits that say what is chosen."""
 
     twin = traitlets.Unicode(help="Id of the static picture to hide; the widget's own id.").tag(sync=True)
+    runtime = traitlets.Unicode(help="The hidden widget with its script; empty: it carries its own.").tag(sync=True)
     linked = traitlets.Dict(help="The link it is in, `{group, sites: {site: latents}}`; empty: in none.").tag(sync=True)
 
     def __init__(self, **traits: Any) -> None:
@@ -66,17 +68,18 @@ class Dashboard(anywidget.AnyWidget):
         self._pictures: dict[object, bytes] = {}
         self.link: Any = None
         """The `Link` it is in; None: in none."""
+        self._shared = runtime.shared_script(self._dashboard, read_static)
         model_id = uuid.uuid4().hex
-        super().__init__(model_id=model_id, twin=model_id, **traits)
+        super().__init__(model_id=model_id, twin=model_id, runtime=runtime.reference(self._shared), **traits)
         self.on_msg(self._on_request)
 
     @property
     def _esm(self) -> str:
-        return read_static(f"{self._dashboard}.js")
+        return read_static("shared.js" if self._shared else f"{self._dashboard}.js")
 
     @property
     def _css(self) -> str:
-        return read_static(f"{self._dashboard}.css")
+        return "" if self._shared else read_static(f"{self._dashboard}.css")
 
     # What a subclass gives
 
@@ -134,6 +137,8 @@ class Dashboard(anywidget.AnyWidget):
             raise WidgetError(f"A request is {{id, kind, …}}, got {type(content).__name__}. Reload the page.")
         if content["kind"] == "ping":
             return {"ok": True}, []
+        if content["kind"] == "script" and self._shared is not None:
+            return {"ok": True, **runtime.as_answer(self._shared)}, []
         with self._lock:
             reply, buffers = self._respond(content["kind"], content)
         return {"ok": True, **reply}, buffers

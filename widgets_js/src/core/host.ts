@@ -7,6 +7,7 @@
 
 import { errorCard } from "./errors";
 import { linkedModel } from "./link";
+import { offer, type Runtime } from "./runtimes";
 
 export type Listener = (...args: never[]) => void;
 
@@ -24,9 +25,9 @@ export interface RenderArgs {
   model: AnyModel;
   el: HTMLElement;
   /** Missing before anywidget 0.11. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
   /** Missing before anywidget 0.11. `kernel: false` is our report page saying that nobody will ever answer. */
-  host?: { kernel?: boolean };
+  host?: { kernel?: boolean } | undefined;
 }
 
 export type Disposer = () => void;
@@ -43,9 +44,23 @@ export interface Life {
 
 export type Mount = (model: AnyModel, el: HTMLElement, life: Life) => void;
 
+interface Hooks {
+  initialize(args: Pick<RenderArgs, "model" | "signal">): Runtime | undefined;
+  render(args: RenderArgs): Disposer;
+}
+
 /** Make the default export of a dashboard's module. */
-export function dashboard(mount: Mount): { render(args: RenderArgs): Disposer } {
-  return {
+export function dashboard(mount: Mount): Hooks {
+  const hooks: Hooks = {
+    /** The same script is that of the hidden widget which lends it to others: it says so, and where they find it. */
+    initialize({ model, signal }) {
+      const key = model.get("serves");
+      if (typeof key !== "string") return undefined;
+      const runtime = { render: hooks.render, sheet: String(model.get("sheet")) };
+      const withdraw = offer(key, runtime);
+      signal?.addEventListener("abort", withdraw);
+      return runtime;
+    },
     render({ model, el, signal, host }) {
       const own = new AbortController();
       const disposers: Disposer[] = [];
@@ -73,6 +88,7 @@ export function dashboard(mount: Mount): { render(args: RenderArgs): Disposer } 
       return close;
     },
   };
+  return hooks;
 }
 
 /**
