@@ -127,8 +127,10 @@
       style.textContent = css;
       document.head.append(style);
     },
-    /** Milliseconds that `render` itself took. */
-    async mount(saved, kernel = "none") {
+    /**
+     * Milliseconds that `render` itself took. An old host (anywidget before 0.11) gives neither a signal nor itself.
+     */
+    async mount(saved, kernel = "none", old = false) {
       const hooks = await moduleOf(saved.script);
       const model = new Model(saved, kernel);
       const el = document.createElement("div");
@@ -136,12 +138,21 @@
       const controller = new AbortController();
       const host = kernel === "none" ? { kernel: false } : {};
       const started = performance.now();
-      const args = { model, signal: controller.signal, host };
+      const args = old ? { model } : { model, signal: controller.signal, host };
       const initialized = await hooks.initialize?.(args);
       const close = await hooks.render({ ...args, el });
       const took = performance.now() - started;
       views.push({ model, el, controller, close, initialized });
       return took;
+    },
+    /** Read the buffers of a saved state now, as a host has done when it calls a script. */
+    ready: (saved) => void buffersOf(saved),
+    /** Milliseconds until a view is on the screen, its script included. */
+    async firstPaint(saved, kernel = "none") {
+      const started = performance.now();
+      await window.nbsae.mount(saved, kernel);
+      await window.nbsae.frames();
+      return performance.now() - started;
     },
     /** End the newest view the way a host does: its signal, then the function that `render` gave. */
     unmount() {
