@@ -223,7 +223,7 @@ def built(tmp_path_factory, monkeypatch) -> None:
     """The scripts themselves are tested in a browser; where they are not built, any text will do."""
     names = [
         f"{stem}.{kind}"
-        for stem in ("feature", "concept", "bias", "attribution", "flow", "atlas")
+        for stem in ("feature", "concept", "bias", "attribution", "flow", "atlas", "monitor")
         for kind in ("js", "css")
     ]
     names.append("shared.js")

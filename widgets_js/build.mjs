@@ -41,10 +41,11 @@ const common = {
   define: { "define.amd": "false" },
 };
 
-/** Short names for the style sheet's own properties; those that scripts set (`--share`, `--heat`) keep theirs. */
+/** One letter for each of the style sheet's own properties; those that scripts set (`--share`, `--heat`) keep theirs. */
 function shorten(css) {
   const names = [...new Set(css.match(/--nbs-[a-z]+/g))];
-  const short = css.replace(/--nbs-[a-z]+/g, (name) => `--n${names.indexOf(name)}`);
+  if (names.length > 26) throw new Error(`There are ${names.length} own properties and 26 letters.`);
+  const short = css.replace(/--nbs-[a-z]+/g, (name) => `--${String.fromCharCode(97 + names.indexOf(name))}`);
   return short.replace(/([,:]) | (?=\/ )|(?<= \/) /g, "$1");
 }
 
