@@ -139,6 +139,7 @@ def _add_report(commands: Any) -> None:
     )
     report.add_argument("--execute", action="store_true", help="run the notebook first, in this Python")
     report.add_argument("--title", help="instead of the notebook's first heading")
+    report.add_argument("--pdf", action="store_true", help="print it to a PDF, too; needs Chromium, Chrome or Edge")
     report.add_argument("--no-overwrite", action="store_true", help="refuse if the file exists")
     _add_looks(report)
     report.set_defaults(run=_report)
@@ -264,6 +265,7 @@ def _report(arguments: argparse.Namespace) -> int:
         images=arguments.pictures,
         code=arguments.code,
         title=arguments.title,
+        pdf=arguments.pdf,
         overwrite=not arguments.no_overwrite,
         on_step=print_steps,
     )
@@ -274,6 +276,8 @@ def _tell(made: Report) -> int:
     """Say where the files lie and how it went."""
     print(f"Report    {_near(made.html)}  ({made.html.stat().st_size / 1e6:.1f} MB)")
     print(f"Notebook  {_near(made.notebook)}  ({made.notebook.stat().st_size / 1e6:.1f} MB)")
+    if made.pdf is not None:
+        print(f"PDF       {_near(made.pdf)}  ({made.pdf.stat().st_size / 1e6:.1f} MB)")
     print(f"Time      {_duration(made.seconds)}", flush=True)
     if made.stop is None:
         return 0

@@ -71,6 +71,12 @@ def build_page(notebook: NotebookNode, markup: Markup, options: PageOptions) -> 
     return head + "\n".join(shown)
 
 
+def title_of(page: str) -> str:
+    """The title of a page that `build_page` made, as text."""
+    found = re.search(r"<title>(.*?)</title>", page, re.DOTALL)
+    return html.unescape(found.group(1)) if found else ""
+
+
 def runtime() -> str:
     """The script that hosts dashboards and figures, safe to stand inside a `<script>` element."""
     path = files("nb_sae") / "widgets" / "static" / "report.js"

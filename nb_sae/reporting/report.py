@@ -13,8 +13,10 @@ import nbformat
 
 from nb_sae.atomic import write_atomically
 from nb_sae.errors import ConfigError, PathExistsError, ReportError
+from nb_sae.reporting import pdf as pdf_printing
+from nb_sae.reporting.browser import require_browser
 from nb_sae.reporting.markup import Markup
-from nb_sae.reporting.page import CodeShown, PageOptions, build_page
+from nb_sae.reporting.page import CodeShown, PageOptions, build_page, title_of
 from nb_sae.reporting.pictures import Treatment
 from nb_sae.reporting.run import Step, Stop, execute, print_steps, read_notebook, with_parameters
 from nb_sae.reporting.shareable import shareable
@@ -28,6 +30,8 @@ class Report:
     html: Path
     notebook: Path
     """The notebook beside it, without widget state."""
+    pdf: Path | None
+    """The printed page; None where it was not asked for."""
     stop: Stop | None
     """Why the execution ended early; None if it did not."""
     seconds: float
@@ -42,6 +46,7 @@ def report(
     images: Treatment = "keep",
     code: CodeShown = "show",
     title: str | None = None,
+    pdf: bool = False,
     folder: str | os.PathLike[str] | None = None,
     overwrite: bool = True,
     progress: bool = True,
@@ -60,6 +65,7 @@ def report(
         images: "keep", "blur", or "remove" (grey boxes of the same size): every picture, those inside dashboards too.
         code: "show", "fold" (each cell opens on a click) or "hide".
         title: Instead of the notebook's first heading.
+        pdf: Print the page to a `.pdf` beside it, too, by the Chromium, Chrome or Edge of this machine.
         folder: Working directory of the execution; the notebook's own folder if not given.
         overwrite: Whether existing files may be replaced.
         progress: Print one line per executed cell.
@@ -72,8 +78,9 @@ def report(
         FormatError: The file is not a notebook, or not in Python.
         PathExistsError: `out` exists and `overwrite` is False.
         ConfigError: An option or a parameter is not one of the known ones.
+        MissingDependencyError: `pdf=True`, and there is no browser. Said before anything is executed.
         ReportError: The notebook failed while it was executed. The report was written and shows the failure and
-            what came before; the message says where it lies.
+            what came before; the message says where it lies. Or the browser could not print the page; it was written.
         KeyboardInterrupt: The execution was interrupted. The report of what was executed was written.
     """
     made = make_report(
@@ -84,6 +91,7 @@ def report(
         images=images,
         code=code,
         title=title,
+        pdf=pdf,
         folder=folder,
         overwrite=overwrite,
         on_step=print_steps if progress else None,
@@ -107,6 +115,7 @@ def make_report(
     images: Treatment = "keep",
     code: CodeShown = "show",
     title: str | None = None,
+    pdf: bool = False,
     folder: str | os.PathLike[str] | None = None,
     overwrite: bool = True,
     on_step: Callable[[Step], None] | None = None,
@@ -119,7 +128,9 @@ def make_report(
     if parameters and not run:
         raise ConfigError("parameters= needs execute=True: they change what is computed, not how it is shown.")
     read = read_notebook(source)
-    page_path, shared_path = _targets(source, out, overwrite)
+    page_path, shared_path, pdf_path = _targets(source, out, overwrite, pdf)
+    if pdf:
+        require_browser(pdf_printing.NEEDED_FOR)
     where = Path(folder) if folder is not None else source.resolve().parent
     stop: Stop | None = None
     if run:
@@ -135,7 +146,9 @@ def make_report(
     shared = nbformat.writes(shareable(read, scrub, images))
     write_text(page_path, page)
     write_text(shared_path, shared if shared.endswith("\n") else shared + "\n")
-    return Report(page_path, shared_path, stop, time.perf_counter() - started)
+    if pdf_path:
+        _print(page, pdf_path, page_path)
+    return Report(page_path, shared_path, pdf_path, stop, time.perf_counter() - started)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -145,8 +158,18 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, [encoded])
 
 
-def _targets(source: Path, out: str | os.PathLike[str] | None, overwrite: bool) -> tuple[Path, Path]:
-    """Paths of the page and of the notebook beside it."""
+def _print(page: str, pdf: Path, html: Path) -> None:
+    """Print what was written; a browser that fails takes nothing of it away."""
+    try:
+        write_atomically(pdf, pdf_printing.printed(page, title_of(page)))
+    except ReportError as error:
+        raise ReportError(f"{error} The page itself was written: {html}") from error
+
+
+def _targets(
+    source: Path, out: str | os.PathLike[str] | None, overwrite: bool, pdf: bool
+) -> tuple[Path, Path, Path | None]:
+    """Paths of the page, of the notebook beside it, and of the PDF."""
     page = Path(out) if out is not None else source.with_suffix(".html")
     if page.is_dir():
         page = page / f"{source.stem}.html"
@@ -155,10 +178,11 @@ def _targets(source: Path, out: str | os.PathLike[str] | None, overwrite: bool) 
     shared = page.with_suffix(".ipynb")
     if shared.resolve() == source.resolve():
         shared = page.with_suffix(".shared.ipynb")
-    for path in (page, shared):
-        if path.exists() and not overwrite:
+    printed = page.with_suffix(".pdf") if pdf else None
+    for path in (page, shared, printed):
+        if path is not None and path.exists() and not overwrite:
             raise PathExistsError(f"{path} exists already. Give another out=, or overwrite=True.")
-    return page, shared
+    return page, shared, printed
 
 
 def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -40,6 +40,20 @@
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
   });
 
+  // Paper is light, whatever the screen is; what is higher than a page may be cut, or it would leave one empty.
+  let before = null;
+  addEventListener("beforeprint", () => {
+    before ??= root.dataset.nbsaeTheme;
+    root.dataset.nbsaeTheme = "light";
+    for (const view of document.querySelectorAll(".nbsae-view, .nbsae-plotly")) {
+      view.classList.toggle("nbsae-tall", view.offsetHeight > (Number(root.dataset.sheet) || 1000));
+    }
+  });
+  addEventListener("afterprint", () => {
+    root.dataset.nbsaeTheme = before ?? "auto";
+    before = null;
+  });
+
   const codeButton = document.getElementById("toggle-code");
   const sources = [...document.querySelectorAll("details.source")];
   if (codeButton && sources.length === 0) codeButton.remove();
