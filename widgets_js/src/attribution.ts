@@ -177,6 +177,11 @@ function keys(root: HTMLElement, panel: Panel): () => void {
   const colour = () =>
     state.set("colour", colours[(colours.indexOf(state.get("colour")) + 1) % colours.length] ?? "all");
   return keySheet(root, [
+    {
+      key: "/",
+      text: "go to the latents",
+      actions: { "/": () => root.querySelector<HTMLElement>(".nbs-list")?.focus() },
+    },
     { key: "[  ]", text: "previous, next token", actions: { "[": () => move(-1), "]": () => move(1) } },
     { key: "c", text: "colours: all latents, this latent, by source", actions: { c: colour } },
     {

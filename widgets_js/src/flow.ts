@@ -1,6 +1,6 @@
 /** The flow dashboard: connects the widget's model to the panels, which know only tables and state. */
 
-import { bdi, h } from "./core/dom";
+import { attr, bdi, h } from "./core/dom";
 import { errorCard } from "./core/errors";
 import { count, visible } from "./core/format";
 import { type AnyModel, dashboard, type Life } from "./core/host";
@@ -112,7 +112,7 @@ export default dashboard((model, el, life) => {
       status.title = alone
         ? `No kernel answers: ${count(nodes)} of ${count(about.latents)} latents are inside, up to ${shown} per site, with ${count(cards)} cards; the others need a running kernel`
         : "";
-      graph.setAttribute("aria-busy", String(state.get("busy")));
+      attr(graph, "aria-busy", state.get("busy"));
       if (!state.get("busy")) return;
       words = [
         later("asking the kernel …", WAIT_WORDS_MS),
@@ -332,10 +332,16 @@ function keys(root: HTMLElement, { state }: Panel): () => void {
     if (next) state.set("tab", next.key);
   };
   const focus = (selector: string) => root.querySelector<HTMLElement>(selector)?.focus();
+  // The graph's own keys, from anywhere.
+  const press = (key: string) => root.querySelector(".nbs-nodes")?.dispatchEvent(new KeyboardEvent("keydown", { key }));
   return keySheet(root, [
     { key: "/", text: "search", actions: { "/": () => focus(".nbs-search") } },
     { key: "g", text: "go to the graph", actions: { g: () => focus(".nbs-nodes") } },
-    { key: "← →", text: "along the chain, else to the next layer" },
+    {
+      key: "[  ]  ← →",
+      text: "along the chain, else to the next layer",
+      actions: { "[": () => press("ArrowLeft"), "]": () => press("ArrowRight") },
+    },
     { key: "↑ ↓", text: "latents of the same layer" },
     { key: "Home End", text: "first, last latent of the chain" },
     { key: "t", text: "chain, steer, levels, table", actions: { t: () => tab(1) } },

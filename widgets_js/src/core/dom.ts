@@ -35,9 +35,13 @@ export function s<K extends keyof SVGElementTagNameMap>(
 
 function assign(element: Element, attributes: Attributes): void {
   for (const [name, value] of Object.entries(attributes)) {
-    if (value === undefined || value === false) continue;
-    element.setAttribute(name, value === true ? "" : String(value));
+    if (value !== undefined && value !== false) attr(element, name, value === true ? "" : value);
   }
+}
+
+/** Give an element an attribute; here `true` and `false` are words, as `aria-` attributes want them. */
+export function attr(element: Element, name: string, value: unknown): void {
+  element.setAttribute(name, String(value));
 }
 
 /** Run `use` at every event of a kind. For an element of ours, whose listeners go with it. */

@@ -1,7 +1,7 @@
 /** Single keys of a dashboard, and the sheet that lists them. */
 
 import { isTyping } from "./a11y";
-import { h, listen } from "./dom";
+import { attr, h, listen } from "./dom";
 
 /** `[key, what it does]`, and what runs. Keys without an action are only listed. */
 export interface Key {
@@ -19,11 +19,11 @@ export function keySheet(root: HTMLElement, keys: Key[], onEscape: () => void = 
     ...listed.map(({ key, text }) => h("div", {}, h("kbd", {}, key), h("span", {}, text))),
   );
   const open = h("button", { type: "button", class: "nbs-keys", "aria-label": "Keys", title: "Keys (?)" }, "?");
-  open.setAttribute("aria-expanded", "false");
+  attr(open, "aria-expanded", "false");
   root.append(open, sheet);
   const toggle = (shown = sheet.hidden) => {
     sheet.hidden = !shown;
-    open.setAttribute("aria-expanded", String(shown));
+    attr(open, "aria-expanded", shown);
   };
   listen(open, "click", () => toggle());
   const actions: Record<string, () => void> = { "?": () => toggle() };

@@ -1,7 +1,7 @@
 /** A list of any length of which only the visible rows exist: one Tab stop, arrows inside. */
 
 import { freshId, step } from "./a11y";
-import { h, listen } from "./dom";
+import { attr, h, listen } from "./dom";
 
 export interface ListOptions {
   label: string;
@@ -63,7 +63,7 @@ export class VirtualList {
       this.#reveal(index);
       this.draw();
       this.#rows.get(index)?.setAttribute("aria-selected", "true");
-      this.element.setAttribute("aria-activedescendant", `${this.#id}-${index}`);
+      attr(this.element, "aria-activedescendant", `${this.#id}-${index}`);
     }
   }
 

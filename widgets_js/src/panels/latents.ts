@@ -1,7 +1,7 @@
 /** The list of all latents: sorted, searched, and drawn only where it is seen. */
 
 import { liveRegion } from "../core/a11y";
-import { bdi, h, listen } from "../core/dom";
+import { attr, bdi, h, listen } from "../core/dom";
 import { count, percent, sig3, visible } from "../core/format";
 import { VirtualList } from "../core/list";
 import type { Panel, SortKey, View } from "./shared";
@@ -100,7 +100,7 @@ export function latentsPanel(root: HTMLElement, panel: Panel): () => void {
       root.classList.toggle("nbs-named", named);
       for (const { key, button } of buttons) button.hidden = key === "name" && !named;
       search.placeholder = named ? "Number or name  /" : "Number  /";
-      search.setAttribute("aria-label", `Search latents by number${named ? " or name" : ""}`);
+      attr(search, "aria-label", `Search latents by number${named ? " or name" : ""}`);
     }),
     state.on(["query", "sort", "descending", "showDead", "savedOnly", "notes"], () => {
       const order = ordered(latents, pick(state), source.isSaved);
@@ -110,7 +110,7 @@ export function latentsPanel(root: HTMLElement, panel: Panel): () => void {
       list.element.hidden = order.length === 0;
       for (const { key, button, arrow } of buttons) {
         const active = key === state.get("sort");
-        button.setAttribute("aria-pressed", String(active));
+        attr(button, "aria-pressed", active);
         arrow.textContent = active ? (state.get("descending") ? " ↓" : " ↑") : "";
       }
       spoken.say(`${count(order.length)} of ${count(latents.length)} latents`);

@@ -1,6 +1,6 @@
 /** What the user says about the chosen latent: edited where a kernel answers, shown everywhere. */
 
-import { bdi, h, listen } from "../core/dom";
+import { attr, bdi, h, listen } from "../core/dom";
 import { errorCard } from "../core/errors";
 import { visible } from "../core/format";
 import type { Panel } from "./shared";
@@ -59,7 +59,7 @@ export function notePanel(root: HTMLElement, { latents, source, state }: Panel):
   const drawState = (words = "") => {
     const note = now();
     const drafted = drafts.has(state.get("latent"));
-    for (const [at, star] of stars.entries()) star.setAttribute("aria-pressed", String(note.rating === at + 1));
+    for (const [at, star] of stars.entries()) attr(star, "aria-pressed", note.rating === at + 1);
     save.disabled = !drafted;
     said.textContent = words || (drafted ? "Not saved yet" : "");
   };

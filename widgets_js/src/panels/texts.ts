@@ -1,7 +1,7 @@
 /** Examples that are texts: the tokens of a context, coloured by activation, the peak also underlined. */
 
 import { freshId, step } from "../core/a11y";
-import { bdi, h, listen } from "../core/dom";
+import { attr, bdi, h, listen } from "../core/dom";
 import { sig3, visible } from "../core/format";
 import type { Panel, Readout } from "./shared";
 import type { Card, Example } from "./tables";
@@ -90,7 +90,7 @@ function token(text: string, at: number, example: Example, values: Map<number, n
   const value = values.get(at) ?? 0;
   const shown = visible(text);
   const element = h("span", { class: "nbs-token", role: "option", "data-at": at, "aria-selected": "false" }, shown);
-  element.setAttribute("aria-label", `${shown.trim() || "space"}, ${sig3(value)}`);
+  attr(element, "aria-label", `${shown.trim() || "space"}, ${sig3(value)}`);
   if (value > 0) element.dataset.value = String(value);
   if (at === example.at) element.classList.add("nbs-strongest");
   return element;
@@ -146,9 +146,9 @@ function attend(
     cursor?.setAttribute("aria-selected", "false");
     cursor = element;
     if (!element) return line.removeAttribute("aria-activedescendant");
-    element.setAttribute("aria-selected", "true");
+    attr(element, "aria-selected", "true");
     element.id ||= freshId("token");
-    line.setAttribute("aria-activedescendant", element.id);
+    attr(line, "aria-activedescendant", element.id);
     say(element);
   };
   listen(line, "pointerover", (event) => {

@@ -1,6 +1,6 @@
 /** What the panels of the attribution strip share. */
 
-import { h, listen } from "../../core/dom";
+import { attr, h, listen } from "../../core/dom";
 import { sig3, visible } from "../../core/format";
 import type { Kernel } from "../../core/rpc";
 import type { State } from "../../core/state";
@@ -69,7 +69,7 @@ export function choices<K extends string>(label: string, options: [K, string, st
     return { key, button };
   });
   const mark = (key: K) => {
-    for (const one of buttons) one.button.setAttribute("aria-pressed", String(one.key === key));
+    for (const one of buttons) attr(one.button, "aria-pressed", one.key === key);
   };
   return { element: group, mark };
 }

@@ -1,7 +1,7 @@
 /** The tokens of a prompt in lines, or the patches over their picture, coloured by attribution: one Tab stop. */
 
 import { freshId, step } from "../../core/a11y";
-import { h, listen } from "../../core/dom";
+import { attr, h, listen } from "../../core/dom";
 import { sig3, visible } from "../../core/format";
 import { bySource, type Panel, placeOf, signed } from "./shared";
 import type { Input } from "./tables";
@@ -38,7 +38,7 @@ export function stripPanel(root: HTMLElement, panel: Panel): () => void {
       cell.classList.toggle("nbs-against", value < 0);
       // What shows its name and its value needs no label.
       if (about.grid && at < about.prefix_tokens) cell.textContent = `${prefixName(about, at)} ${signed(value)}`;
-      else cell.setAttribute("aria-label", `${placeOf(about, at, tokens[at]?.text ?? "")}, ${signed(value)}`);
+      else attr(cell, "aria-label", `${placeOf(about, at, tokens[at]?.text ?? "")}, ${signed(value)}`);
     }
     legend.replaceChildren(
       h("span", {}, sig3(-largest)),
@@ -48,8 +48,8 @@ export function stripPanel(root: HTMLElement, panel: Panel): () => void {
   };
   const mark = () => {
     const chosen = cells[state.get("token")];
-    for (const cell of cells) cell.setAttribute("aria-selected", String(cell === chosen));
-    if (chosen) line.setAttribute("aria-activedescendant", chosen.id);
+    for (const cell of cells) attr(cell, "aria-selected", cell === chosen);
+    if (chosen) attr(line, "aria-activedescendant", chosen.id);
     else line.removeAttribute("aria-activedescendant");
   };
   const say = (at: number) => {

@@ -1,6 +1,6 @@
 /** The counterfactual curve: the classifier's probability against the activation that the concept is set to. */
 
-import { h, listen, s } from "../../core/dom";
+import { attr, h, listen, s } from "../../core/dom";
 import { count, sig3, visible } from "../../core/format";
 import { axis, controls, interval, named, none, type Panel, roundUp, tableOf, whisker } from "./shared";
 import { askMissing, strip } from "./strip";
@@ -162,8 +162,8 @@ function chart(root: HTMLElement, panel: Panel, curve: Curve, images: ImageCurve
 /** A thin line, or the one that is meant. */
 function emphasise<E extends Element>(line: E, marked: boolean): E {
   line.classList.toggle("nbs-marked", marked);
-  line.setAttribute("stroke-width", marked ? "2.5" : "1");
-  line.setAttribute("opacity", marked ? "1" : "0.55");
+  attr(line, "stroke-width", marked ? "2.5" : "1");
+  attr(line, "opacity", marked ? "1" : "0.55");
   return line;
 }
 

@@ -1,7 +1,7 @@
 /** The ranking: one line per concept with its interval and n; those that do not pass the test stand apart. */
 
 import { liveRegion } from "../../core/a11y";
-import { h, listen } from "../../core/dom";
+import { attr, h, listen } from "../../core/dom";
 import { count, sig3 } from "../../core/format";
 import { VirtualList } from "../../core/list";
 import {
@@ -154,7 +154,7 @@ function drawRow(row: HTMLElement, panel: Panel, one: Effect | undefined, domain
   const { report, state } = panel;
   if (!one) {
     row.className = "nbs-row nbs-apart";
-    row.setAttribute("role", "presentation");
+    attr(row, "role", "presentation");
     for (const name of ["selected", "setsize", "posinset"]) row.removeAttribute(`aria-${name}`);
     row.append(h("span", {}, `Not distinguishable from ${nothing(state.get("ranking"))} (q > ${report.about.q})`));
     return;

@@ -1,6 +1,6 @@
 /** What the panels of the bias dashboard share. */
 
-import { bdi, h, listen } from "../../core/dom";
+import { attr, bdi, h, listen } from "../../core/dom";
 import { sig3, visible } from "../../core/format";
 import type { Kernel } from "../../core/rpc";
 import type { State } from "../../core/state";
@@ -137,7 +137,7 @@ export function segments<T extends string | number>(
   return {
     element,
     mark: (key) => {
-      for (const one of buttons) one.button.setAttribute("aria-pressed", String(one.key === key));
+      for (const one of buttons) attr(one.button, "aria-pressed", one.key === key);
     },
   };
 }

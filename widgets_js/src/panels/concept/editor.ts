@@ -1,7 +1,7 @@
 /** Edit concepts of one input: what it then retrieves, and what the model then says of it. */
 
 import { freshId, roving } from "../../core/a11y";
-import { bdi, h, listen } from "../../core/dom";
+import { attr, bdi, h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { sig3, visible } from "../../core/format";
 import type { Panel } from "./shared";
@@ -93,7 +93,7 @@ export function editorPanel(root: HTMLElement, panel: Panel): () => void {
     state.on(["query"], () => {
       for (const one of chooser.querySelectorAll<HTMLElement>("[role=radio]")) {
         const chosen = one.dataset.row === String(state.get("query")?.row);
-        one.setAttribute("aria-checked", String(chosen));
+        attr(one, "aria-checked", chosen);
         one.tabIndex = chosen ? 0 : -1;
       }
     }),
@@ -114,9 +114,9 @@ export function editorPanel(root: HTMLElement, panel: Panel): () => void {
 
 function choice({ state }: Panel, query: Query): HTMLElement {
   const button = tile({ key: query.key, url: query.url, caption: "", said: "" });
-  button.setAttribute("role", "radio");
-  button.setAttribute("aria-label", visible(query.key));
-  button.setAttribute("aria-checked", String(state.get("query")?.row === query.row));
+  attr(button, "role", "radio");
+  attr(button, "aria-label", visible(query.key));
+  attr(button, "aria-checked", state.get("query")?.row === query.row);
   button.dataset.row = String(query.row);
   button.tabIndex = 0;
   const choose = () => {
@@ -178,11 +178,11 @@ function slider(panel: Panel, latent: number): HTMLElement {
   input.value = String(live ? Math.round((Math.min(at, high) / high) * SLIDER_STEPS) : nearest(steps, at));
   input.disabled = !live && steps.length === 0;
   const said = h("span", {}, set === undefined ? `${sig3(own)} as it is` : sig3(set));
-  input.setAttribute("aria-valuetext", said.textContent ?? "");
+  attr(input, "aria-valuetext", said.textContent ?? "");
   listen(input, "input", () => {
     const value = chosen();
     said.textContent = sig3(value);
-    input.setAttribute("aria-valuetext", sig3(value));
+    attr(input, "aria-valuetext", sig3(value));
     // A saved view holds the edits of one concept at a time.
     const next = live ? new Map(state.get("set")) : new Map<number, number>();
     next.set(latent, value);

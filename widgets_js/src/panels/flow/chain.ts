@@ -1,6 +1,6 @@
 /** The cards of a chain, side by side: what the latent of each layer is active on. */
 
-import { bdi, h, listen } from "../../core/dom";
+import { attr, bdi, h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { sig3 } from "../../core/format";
 import { State } from "../../core/state";
@@ -63,7 +63,7 @@ export function chainPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
         : "",
     );
     if (!missing.length || state.get("kernel") !== "live") return;
-    strip.setAttribute("aria-busy", "true");
+    attr(strip, "aria-busy", "true");
     try {
       await source.askCards(missing);
       if (mine === turn) draw();

@@ -1,6 +1,6 @@
 /** The edges of the graph, on a canvas. */
 
-import { h } from "../../core/dom";
+import { attr, h } from "../../core/dom";
 import { bandOf, type Layout } from "./layout";
 import type { Edge, Flow, Link } from "./tables";
 
@@ -28,7 +28,7 @@ export class EdgeCanvas {
     canvas.height = Math.round(plan.height * scale);
     canvas.style.width = `${plan.width}px`;
     canvas.style.height = `${plan.height}px`;
-    canvas.setAttribute("aria-label", label);
+    attr(canvas, "aria-label", label);
     const context = canvas.getContext("2d");
     if (!context) return;
     context.setTransform(scale, 0, 0, scale, 0, 0);

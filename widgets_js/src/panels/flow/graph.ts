@@ -1,6 +1,6 @@
 /** The graph: edges on a canvas, latents as SVG marks above it, one Tab stop with arrow keys. */
 
-import { h, listen, s } from "../../core/dom";
+import { attr, h, listen, s } from "../../core/dom";
 import { count, visible } from "../../core/format";
 import { EdgeCanvas } from "./edges";
 import { bandOf, hit, type Layout, layout } from "./layout";
@@ -39,13 +39,13 @@ export function graphPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
     plan = layout(flow, found.nodes, state.get("lanes"), width - 2, rows);
     stage.style.width = heads.style.width = `${plan.width}px`;
     stage.style.height = `${plan.height}px`;
-    svg.setAttribute("width", String(plan.width));
-    svg.setAttribute("height", String(plan.height));
+    attr(svg, "width", plan.width);
+    attr(svg, "height", plan.height);
     none.hidden = found.nodes.length > 0;
     heads.replaceChildren(...plan.columns.map(head));
     const chosen = state.get("chosen");
     marks.draw(plan, state.get("graph").edges, new Set(chain.map(({ key }) => key)), chosen);
-    if (plan.at.has(chosen)) svg.setAttribute("aria-activedescendant", marks.idOf(chosen));
+    if (plan.at.has(chosen)) attr(svg, "aria-activedescendant", marks.idOf(chosen));
     paint(plan);
   };
   /** Once per choice: what the reader scrolled to stays when filters change. */
@@ -117,8 +117,8 @@ function attend(
     if (over === node?.key) return;
     over = node?.key;
     const at = over === undefined ? undefined : now().plan?.at.get(over);
-    ring.setAttribute("cx", String(at?.x ?? -99));
-    ring.setAttribute("cy", String(at?.y ?? -99));
+    attr(ring, "cx", at?.x ?? -99);
+    attr(ring, "cy", at?.y ?? -99);
     svg.style.cursor = node ? "pointer" : "";
     if (node) say(described(flow, node));
   };

@@ -1,7 +1,7 @@
 /** The latents of the graph, as SVG marks above its edges. */
 
 import { freshId } from "../../core/a11y";
-import { h, s } from "../../core/dom";
+import { attr, h, s } from "../../core/dom";
 import { sig3 } from "../../core/format";
 import type { Layout } from "./layout";
 import { type Edge, type Flow, KINDS, type Node, SCORES } from "./tables";
@@ -51,9 +51,9 @@ export class Marks {
       const member = members.has(node.key);
       const looks = `${node.key === chosen} ${member} ${near.has(node.key)}`;
       const where = `translate(${x.toFixed(1)} ${y.toFixed(1)})`;
-      if (one.where !== where) one.mark.setAttribute("transform", where);
+      if (one.where !== where) attr(one.mark, "transform", where);
       if (one.looks !== looks) {
-        one.mark.setAttribute("aria-selected", String(node.key === chosen));
+        attr(one.mark, "aria-selected", node.key === chosen);
         one.mark.classList.toggle("nbs-member", member);
         one.mark.classList.toggle("nbs-far", !member && !near.has(node.key));
       }

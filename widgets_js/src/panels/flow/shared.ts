@@ -1,6 +1,6 @@
 /** What the panels of the flow dashboard share. */
 
-import { h, listen } from "../../core/dom";
+import { attr, h, listen } from "../../core/dom";
 import type { Kernel } from "../../core/rpc";
 import type { State } from "../../core/state";
 import type { Card } from "../tables";
@@ -102,7 +102,7 @@ export function segments<T extends string>(
   return {
     element,
     mark: (keys) => {
-      for (const one of buttons) one.button.setAttribute("aria-pressed", String(keys.includes(one.key)));
+      for (const one of buttons) attr(one.button, "aria-pressed", keys.includes(one.key));
     },
   };
 }

@@ -1,7 +1,7 @@
 /** Filters, and the search by name or number. */
 
 import { freshId } from "../../core/a11y";
-import { bdi, h, listen } from "../../core/dom";
+import { attr, bdi, h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { sig3 } from "../../core/format";
 import { type Panel, segments } from "./shared";
@@ -48,16 +48,16 @@ function search(root: HTMLElement, { flow, source, state }: Panel): () => void {
   const close = () => {
     turn += 1;
     list.hidden = true;
-    input.setAttribute("aria-expanded", "false");
+    attr(input, "aria-expanded", "false");
     input.removeAttribute("aria-activedescendant");
   };
   const mark = (next: number) => {
     at = Math.max(-1, Math.min(found.length - 1, next));
     for (const [number, row] of [...list.children].entries()) {
-      row.setAttribute("aria-selected", String(number === at));
+      attr(row, "aria-selected", number === at);
       if (number !== at) continue;
       row.scrollIntoView?.({ block: "nearest" });
-      input.setAttribute("aria-activedescendant", row.id);
+      attr(input, "aria-activedescendant", row.id);
     }
   };
   const choose = (node: Node | undefined) => {
@@ -86,7 +86,7 @@ function search(root: HTMLElement, { flow, source, state }: Panel): () => void {
       const alone = state.get("kernel") === "none" ? " in this saved view" : "";
       list.replaceChildren(...(rows.length ? rows : [h("p", { class: "nbs-none" }, `No latent matches${alone}.`)]));
       list.hidden = false;
-      input.setAttribute("aria-expanded", "true");
+      attr(input, "aria-expanded", "true");
       mark(0);
     } catch (error) {
       if (mine !== turn) return;
@@ -159,6 +159,6 @@ function scores(root: HTMLElement, { state }: Panel): () => void {
   root.append(kind, h("label", { class: "nbs-check" }, score, "≥", least, said));
   return state.on(["least"], () => {
     said.textContent = sig3(state.get("least"));
-    least.setAttribute("aria-valuetext", said.textContent);
+    attr(least, "aria-valuetext", said.textContent);
   });
 }

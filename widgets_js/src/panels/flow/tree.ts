@@ -1,6 +1,6 @@
 /** Matryoshka levels as a tree: parents and the children that are active where they are, against chance. */
 
-import { h, listen } from "../../core/dom";
+import { attr, h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { count, percent, sig3 } from "../../core/format";
 import { note, type Pair, type Panel } from "./shared";
@@ -130,7 +130,7 @@ function branch(panel: Panel, family: Family, open: Set<string>, one: number, ab
   if (own.length) said.push(`${count(own.length)} ${own.length === 1 ? "child" : "children"}`);
   item.append(h("span", {}, h("i", { "aria-hidden": "true" }, sign), name, ` ${said.join(" · ")}`));
   if (!own.length) return item;
-  item.setAttribute("aria-expanded", String(open.has(key)));
+  attr(item, "aria-expanded", open.has(key));
   if (!open.has(key)) return item;
   const group = h("ul", { role: "group" });
   for (const next of own) group.append(branch(panel, family, open, next.child, key));
