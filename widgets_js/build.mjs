@@ -8,6 +8,7 @@ import { mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import * as esbuild from "esbuild";
+import { hoist } from "./hoist.mjs";
 import { prune, unnamed } from "./prune.mjs";
 
 const here = dirname(fileURLToPath(import.meta.url));
@@ -70,9 +71,10 @@ async function build({ entry, file, budget, ...options }) {
     if (unknown.length) throw new Error(`${entry} has rules for ${unknown}, which its script does not name in full.`);
     await writeFile(part, shorten(prune(await readFile(part, "utf8"), script)));
   }
-  const { size } = await stat(part);
   const text = await readFile(part, "utf8");
   const found = forbidden.find((pattern) => pattern.test(text));
+  if (file.endsWith(".js")) await writeFile(part, hoist(text));
+  const { size } = await stat(part);
   if (size > budget || found) {
     await rm(part);
     const why = found ? `it holds ${found}` : `it is ${size} bytes, the budget is ${budget}`;

@@ -19,9 +19,10 @@ from typing import Any
 import anywidget
 import traitlets
 
+import nb_sae
 from nb_sae.errors import NbSaeError, WidgetError
 from nb_sae.facts import KEY, facts_of_notebook
-from nb_sae.widgets import runtime
+from nb_sae.widgets import runtime, wire
 
 STATIC = Path(__file__).parent / "static"
 _VIEW = "application/vnd.jupyter.widget-view+json"
@@ -60,6 +61,7 @@ class Dashboard(anywidget.AnyWidget):
 
     twin = traitlets.Unicode(help="Id of the static picture to hide; the widget's own id.").tag(sync=True)
     runtime = traitlets.Unicode(help="The hidden widget with its script; empty: it carries its own.").tag(sync=True)
+    kernel_side = traitlets.Dict(help="Format and version of the kernel side; the script checks them.").tag(sync=True)
     linked = traitlets.Dict(help="The link it is in, `{group, sites: {site: latents}}`; empty: in none.").tag(sync=True)
 
     def __init__(self, **traits: Any) -> None:
@@ -70,7 +72,12 @@ class Dashboard(anywidget.AnyWidget):
         """The `Link` it is in; None: in none."""
         self._shared = runtime.shared_script(self._dashboard, read_static)
         model_id = uuid.uuid4().hex
-        super().__init__(model_id=model_id, twin=model_id, runtime=runtime.reference(self._shared), **traits)
+        own = {
+            "twin": model_id,
+            "runtime": runtime.reference(self._shared),
+            "kernel_side": {"wire": wire.WIRE_VERSION, "nb_sae": nb_sae.__version__},
+        }
+        super().__init__(model_id=model_id, **own, **traits)
         self.on_msg(self._on_request)
 
     @property

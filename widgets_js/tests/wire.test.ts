@@ -1,9 +1,18 @@
 import { describe, expect, it } from "vitest";
+import { ShownError } from "../src/core/errors";
 import { block, type Table, Thumbs, unpack } from "../src/core/wire";
 import { bytes, contract, unaligned } from "./fixture";
 
 const values = contract.values as Record<string, unknown[]>;
 const plain = bytes(contract.block);
+
+/** The contract's header with one column that is not as it was. */
+function changed(what: object) {
+  return {
+    version: 1,
+    tables: { all: { rows: 3, columns: [{ name: "x", dtype: "u32", offset: 0, length: 3, ...what }] } },
+  };
+}
 
 function column(table: Table, name: string): unknown[] {
   const expected = values[name] as unknown[];
@@ -39,6 +48,27 @@ describe("tables that Python packed", () => {
     expect(() => all?.numbers("nothing")).toThrow("all has no column nothing");
     expect(() => all?.numbers("name")).toThrow("holds text");
     expect(() => all?.list("latent", 0)).toThrow("holds no lists");
+  });
+
+  it.each([
+    ["cut off", contract.header, plain.slice(0, 40), /column all\.\w+ ends at byte \d+ of 40/],
+    ["without a header", undefined, plain, /no header/],
+    ["of a header that is none", { version: 1, tables: 3 }, plain, /no header/],
+    ["without columns", { version: 1, tables: { all: { rows: 1 } } }, plain, /all has no columns/],
+    ["of an unknown type", changed({ dtype: "f64" }), plain, /unknown type f64/],
+    ["that begin nowhere", changed({ offset: -8 }), plain, /begins or ends nowhere/],
+    ["that begin between two values", changed({ offset: 1, length: 1 }), plain, /begins or ends nowhere/],
+    ["of a length that is none", changed({ length: "many" }), plain, /begins or ends nowhere/],
+  ])("%s are refused before they are read", (_, header, block, said) => {
+    let error: unknown;
+    try {
+      unpack(header, block);
+    } catch (caught) {
+      error = caught;
+    }
+    expect(error).toBeInstanceOf(ShownError);
+    expect((error as ShownError).message).toMatch(said);
+    expect((error as ShownError).fix).toContain("Run the cell");
   });
 
   it("need bytes", () => {

@@ -8,6 +8,7 @@
 import { errorCard } from "./errors";
 import { linkedModel } from "./link";
 import { offer, type Runtime } from "./runtimes";
+import { checkSides } from "./version";
 
 export type Listener = (...args: never[]) => void;
 
@@ -80,6 +81,7 @@ export function dashboard(mount: Mount): Hooks {
       };
       life.add(keepKeys(el));
       try {
+        checkSides(model);
         mount(linkedModel(model, life), el, life);
         life.add(hideTwin(model.get("twin")));
       } catch (error) {

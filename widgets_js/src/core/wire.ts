@@ -4,6 +4,8 @@
  * Every browser that runs these scripts is little-endian, so columns are typed arrays over the block, not copies.
  */
 
+import { ShownError } from "./errors";
+
 export interface Column {
   name: string;
   dtype: keyof typeof ARRAYS | "json";
@@ -31,6 +33,22 @@ const ARRAYS = {
 } as const;
 
 export const WIRE_VERSION = 1;
+
+/** What a table that cannot be read is said to be. */
+function broken(what: string): ShownError {
+  return new ShownError(`What this view was given is damaged: ${what}.`, "Run the cell of this dashboard again.");
+}
+
+/** Refuses a column that reaches beyond the block: a typed array over it would throw without saying which. */
+function checkColumn(table: string, column: Column, rows: number, bytes: number): void {
+  const { name, dtype, offset, length, ends } = column;
+  const size = dtype === "json" ? 1 : ARRAYS[dtype]?.BYTES_PER_ELEMENT;
+  if (!size) throw broken(`column ${table}.${name} has the unknown type ${dtype}`);
+  const whole = [offset, length, ends ?? 0, rows].every((one) => Number.isInteger(one) && one >= 0);
+  if (!whole || offset % size) throw broken(`column ${table}.${name} begins or ends nowhere`);
+  const last = Math.max(offset + length * size, ends === undefined ? 0 : ends + rows * 4);
+  if (last > bytes) throw broken(`column ${table}.${name} ends at byte ${last} of ${bytes}`);
+}
 
 /** One table. Asking for a column that is not there is a fault of the two sides' versions, and says so. */
 export class Table {
@@ -108,15 +126,20 @@ export function block(bytes: unknown): ArrayBuffer {
   throw new Error("This host gave no bytes for a table. Run the cell again.");
 }
 
-/** All tables of one message or trait. */
+/** All tables of one message or trait. Throws a `ShownError` for what is cut off or was never a table. */
 export function unpack(header: unknown, bytes: unknown): Record<string, Table> {
-  const { version, tables } = header as Header;
+  const { version, tables } = (header ?? {}) as Header;
+  if (typeof tables !== "object" || !tables) throw broken("its tables have no header");
   if (version !== WIRE_VERSION) {
     throw new Error(`The tables have version ${version}; this script reads ${WIRE_VERSION}. Reload the page.`);
   }
   const own = block(bytes);
   return Object.fromEntries(
-    Object.entries(tables).map(([name, { rows, columns }]) => [name, new Table(name, rows, columns, own)]),
+    Object.entries(tables).map(([name, { rows, columns }]) => {
+      if (!Array.isArray(columns)) throw broken(`the table ${name} has no columns`);
+      for (const column of columns) checkColumn(name, column, rows, own.byteLength);
+      return [name, new Table(name, rows, columns, own)];
+    }),
   );
 }
 
