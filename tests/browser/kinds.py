@@ -68,6 +68,8 @@ class Kind:
     make: Callable[[], Dashboard]
     views: tuple[str, ...] = ()
     """Buttons that turn to another view, in the order they are pressed."""
+    keys: tuple[str, ...] = ("/", "[", "?")
+    """What its sheet of keys must list."""
 
 
 KINDS: dict[str, Kind] = {
