@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import nb_sae
 
@@ -17,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # The formatter's binaries for machines other than Linux: the lock was made from a registry that has no hash of them.
 WITHOUT_INTEGRITY = "node_modules/@biomejs/cli-"
+# What Colab's own packages hold (2025): an installation that replaces them makes its runtime restart or crash.
+COLAB = {"ipykernel": "6.17.1", "jupyter_client": "7.4.9", "ipywidgets": "7.7.1"}
 
 
 @pytest.fixture
@@ -80,6 +83,12 @@ def test_citation_follows_its_format():
         for author in work["authors"]:
             assert set(author) in ({"name"}, {"family-names", "given-names"})
     assert all(isinstance(work["year"], int) and work["type"] for work in citation["references"])
+
+
+@pytest.mark.parametrize("name", COLAB)
+def test_installing_on_colab_leaves_its_own_jupyter_as_it_is(name):
+    (ours,) = [one for one in map(Requirement, PROJECT["dependencies"]) if one.name == name]
+    assert ours.specifier.contains(COLAB[name])
 
 
 def test_every_address_of_the_project_is_in_its_repository():
