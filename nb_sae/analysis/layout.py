@@ -67,7 +67,7 @@ class Layout:
         said = f"Layout({self.frame.height:,} latents by {self.method}: "
         if math.isnan(kept.value):
             return f"{said}{kept.reason})"
-        return f"{said}{kept.value:.3f} of the {kept.k} nearest stay near, {kept.null:.3f} by chance)"
+        return f"{said}{kept.value:.3g} of the {kept.k} nearest stay near, {kept.null:.3g} by chance)"
 
 
 @torch.no_grad()

@@ -31,6 +31,7 @@ TOP = {"image": 6, "text": 5}
 """Strongest examples of a card."""
 WINDOW = (14, 8)
 SEARCH_CHARS = 1_000
+DRAW = ("auto", "gl", "canvas")
 FOUND = 5_000
 """Latents that an answer to a search names."""
 
@@ -75,6 +76,8 @@ class AtlasDashboard(Dashboard):
         values: More columns to colour by: `{name: one value per latent}`, or a frame with latent.
         colour: The column to start with; "density", "level", "max", or one that was given.
         latent: The latent to start with; None: the one with the largest maximum.
+        draw: "auto": WebGL2 where graphics hardware draws it, else a 2D canvas; "gl": WebGL2 in any case where there is
+            one; "canvas": never WebGL2, of which a page has about sixteen.
 
     Raises:
         WidgetError: the analysis, the layout, a column, a latent or a name is not what is expected, or the scripts are
@@ -108,10 +111,14 @@ class AtlasDashboard(Dashboard):
         values: Any = None,
         colour: str = "density",
         latent: int | None = None,
+        draw: str = "auto",
     ) -> None:
+        if draw not in DRAW:
+            raise WidgetError(f"draw={draw!r} is none of {', '.join(DRAW)}.")
         check_analysis(type(self).__name__, analysis)
         self.analysis = analysis
         self.layout_of_map = layout
+        self.draw = draw
         self.d_sae = int(analysis.d_sae)
         self.names = read_names(names, self.d_sae)
         self.points_of_map = make_points(analysis, layout, values)
@@ -176,6 +183,7 @@ class AtlasDashboard(Dashboard):
             "left_out": points.left_out,
             "columns": [{**one.about, "saved": one.key in kept} for one in points.columns],
             "names": {"all": names, "saved": named},
+            "draw": self.draw,
             "cards": len(saved),
         }
 

@@ -4,7 +4,7 @@ import { bdi, h } from "./core/dom";
 import { count, visible } from "./core/format";
 import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
 import { keySheet } from "./core/keys";
-import { Rpc } from "./core/rpc";
+import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { block, unpack } from "./core/wire";
 import { mapPanel } from "./panels/atlas/map";
@@ -47,7 +47,6 @@ export default dashboard((model, el, life) => {
     role: "region",
     "aria-label": "Atlas of latents",
   });
-  const status = h("span", { class: "nbs-status", role: "status" });
   const facts = `${count(atlas.length)} latents · ${visible(about.site)}`;
   const bar = h(
     "div",
@@ -55,7 +54,7 @@ export default dashboard((model, el, life) => {
     bdi(visible(about.title), "nbs-what"),
     h("span", { class: "nbs-site", title: facts }, facts),
   );
-  bar.append(status);
+  bar.append(kernelStatus(rpc, life, "No kernel answers: what was saved can be explored"));
   const tools = h("div", { class: "nbs-controls nbs-tools" });
   const map = h("div", { class: "nbs-card" });
   const side = h("div", { class: "nbs-side" });
@@ -68,13 +67,6 @@ export default dashboard((model, el, life) => {
     foot.replaceChildren(h("b", {}, bdi(visible(first))), ...rest.map((part) => bdi(visible(part))));
 
   life.add(rpc.onKernel((kernel) => state.set("kernel", kernel)));
-  life.add(
-    state.on(["kernel"], () => {
-      const alone = state.get("kernel") === "none";
-      status.textContent = alone ? "saved view" : "";
-      status.title = alone ? "No kernel answers: what was saved can be explored" : "";
-    }),
-  );
   life.add(mapPanel(map, panel, say));
   life.add(toolsPanel(tools, panel));
   life.add(legendPanel(legend, panel, root));
@@ -141,8 +133,9 @@ function both(model: AnyModel, state: State<View>, atlas: Atlas): () => void {
       if (!due.has("colour")) read(() => state.set("colour", colour as string))();
     }),
     onTrait(model, "selected", () => {
-      const next = due.has("selected") ? state.get("selected") : selectedOf(model);
-      if (String(next) !== String(state.get("selected"))) read(() => state.set("selected", next))();
+      const [before, next] = [state.get("selected"), selectedOf(model)];
+      const same = next.length === before.length && next.every((latent, at) => latent === before[at]);
+      if (!same && !due.has("selected")) read(() => state.set("selected", next))();
     }),
     onTrait(model, "labels", () => {
       atlas.labels = labelsOf(model);

@@ -1,5 +1,6 @@
 /**
- * Many points, drawn with WebGL2 where there is a context, else pixel by pixel on a 2D canvas.
+ * Many points, drawn with WebGL2 where hardware does it, else pixel by pixel on a 2D canvas: without hardware WebGL2 is
+ * drawn by the processor too, and takes ten times as long as we do (`benchmarks/atlas.py`).
  *
  * A page has about sixteen contexts in all: `rest` gives ours back while nobody looks, and leaves a 2D picture of the
  * same points. A context that is lost is replaced by that picture too, until `wake`.
@@ -33,6 +34,9 @@ export interface Placing {
   most: number;
 }
 
+/** "gl": with WebGL2 even where the processor draws it; "canvas": never with WebGL2. */
+export type Draw = "auto" | "gl" | "canvas";
+
 interface Painter {
   readonly canvas: HTMLCanvasElement;
   look(look: Look): void;
@@ -50,9 +54,9 @@ export class PointLayer {
 
   constructor(
     private readonly points: PointTable,
-    /** Drawn without being asked, after a context came or went. */
-    private readonly onSwitch: () => void = () => {},
+    private readonly how: Draw = "auto",
   ) {
+    this.#failed = how === "canvas";
     this.#painter = new FlatPainter(points);
     this.element.append(this.#painter.canvas);
   }
@@ -77,9 +81,9 @@ export class PointLayer {
   wake(): void {
     if (this.kind === "gl" || this.#failed) return;
     try {
-      this.#use(new GlPainter(this.points, () => this.rest()));
+      this.#use(new GlPainter(this.points, this.how === "gl", () => this.rest()));
     } catch {
-      this.#failed = true; // This browser has none, or its shaders do not compile: the picture below stays.
+      this.#failed = true; // No hardware, no context left, or a shader that does not compile: the 2D picture stays.
     }
   }
 
@@ -99,8 +103,15 @@ export class PointLayer {
     if (this.#last) this.draw(...this.#last);
     this.element.replaceChildren(next.canvas);
     old.dispose();
-    this.onSwitch();
   }
+}
+
+/** Renderers that are the processor; not every browser counts them as a caveat. */
+const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
+
+function rendererOf(gl: WebGL2RenderingContext): string {
+  const named = gl.getExtension("WEBGL_debug_renderer_info");
+  return String(gl.getParameter(named ? named.UNMASKED_RENDERER_WEBGL : gl.RENDERER));
 }
 
 const VERTEX = `#version 300 es
@@ -141,11 +152,21 @@ class GlPainter implements Painter {
 
   constructor(
     private readonly points: PointTable,
+    software: boolean,
     private readonly onLost: () => void,
   ) {
-    const gl = this.canvas.getContext("webgl2", { antialias: false, depth: false, alpha: true });
+    const settings: WebGLContextAttributes = {
+      antialias: false,
+      depth: false,
+      failIfMajorPerformanceCaveat: !software,
+    };
+    const gl = this.canvas.getContext("webgl2", settings) as WebGL2RenderingContext | null;
     if (!gl) throw new Error("no WebGL2");
     this.#gl = gl;
+    if (!software && SOFTWARE.test(rendererOf(gl))) {
+      this.dispose();
+      throw new Error("no hardware");
+    }
     this.canvas.addEventListener("webglcontextlost", this.#lost);
     this.#program = linked(gl);
     gl.useProgram(this.#program);

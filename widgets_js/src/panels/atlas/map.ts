@@ -19,7 +19,7 @@ export interface Stage {
 
 export function mapPanel(root: HTMLElement, panel: Panel, say: Say): () => void {
   const { atlas, state } = panel;
-  const layer = new PointLayer(atlas);
+  const layer = new PointLayer(atlas, atlas.about.draw);
   layer.element.setAttribute("role", "img");
   const svg = s("svg", { class: "nbs-over", "aria-hidden": "true" });
   const line = s("path", { class: "nbs-drawn" });
@@ -180,9 +180,8 @@ function watch(
 ): () => void {
   const stops: (() => void)[] = [];
   const size = () => resize([element.clientWidth, element.clientHeight]);
-  if (typeof ResizeObserver === "undefined") {
-    resize([640, 480]);
-  } else {
+  size();
+  if (typeof ResizeObserver !== "undefined") {
     const sizes = new ResizeObserver(size);
     sizes.observe(element);
     stops.push(() => sizes.disconnect());

@@ -66,15 +66,14 @@ export function shown({ state }: Panel): readonly number[] | undefined {
   return state.get("found") ?? (selected.length ? selected : undefined);
 }
 
-/** Change the choice: in place of it, added to it, or taken from it. */
+/** Change the choice: in place of it, added to it, or taken from it. `latents` are ascending. */
 export function choose({ state }: Panel, latents: readonly number[], how: "set" | "add" | "take"): void {
-  const next = new Set(how === "set" ? [] : state.get("selected"));
-  for (const latent of latents) {
-    if (how === "take") next.delete(latent);
-    else next.add(latent);
-  }
-  state.set(
-    "selected",
-    [...next].sort((a, b) => a - b),
-  );
+  const named = new Set(how === "set" ? [] : latents);
+  const rest = how === "set" ? [] : state.get("selected").filter((latent) => !named.has(latent));
+  if (how === "add")
+    state.set(
+      "selected",
+      [...rest, ...latents].sort((a, b) => a - b),
+    );
+  else state.set("selected", how === "set" ? latents : rest);
 }

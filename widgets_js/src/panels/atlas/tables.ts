@@ -2,7 +2,7 @@
 
 import { cividis, type Rgb } from "../../core/colour";
 import { count, percent, sig3, visible } from "../../core/format";
-import type { PointTable } from "../../core/gl";
+import type { Draw, PointTable } from "../../core/gl";
 import type { Table } from "../../core/wire";
 import type { About as CardAbout } from "../tables";
 
@@ -25,6 +25,7 @@ export interface About extends CardAbout {
   left_out: number;
   columns: Column[];
   names: { all: number; saved: number };
+  draw: Draw;
   /** Cards inside the saved view. */
   cards: number;
 }
