@@ -276,6 +276,8 @@ def _tell(made: Report) -> int:
     """Say where the files lie and how it went."""
     print(f"Report    {_near(made.html)}  ({made.html.stat().st_size / 1e6:.1f} MB)")
     print(f"Notebook  {_near(made.notebook)}  ({made.notebook.stat().st_size / 1e6:.1f} MB)")
+    if made.cut:
+        print(f"          {' '.join(made.cut)}")
     if made.pdf is not None:
         print(f"PDF       {_near(made.pdf)}  ({made.pdf.stat().st_size / 1e6:.1f} MB)")
     print(f"Time      {_duration(made.seconds)}", flush=True)

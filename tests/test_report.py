@@ -29,7 +29,7 @@ from report_pages import (
 
 import nb_sae as ns
 from nb_sae.errors import ConfigError, FormatError, InputNotFoundError, PathExistsError
-from nb_sae.reporting import figures
+from nb_sae.reporting import drawing
 from nb_sae.reporting.pictures import decode_base64
 from nb_sae.widgets import wire
 
@@ -40,9 +40,9 @@ FIGURE = {
 
 
 @pytest.fixture(autouse=True)
-def no_kaleido(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_browser(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether figures become pictures depends on what is installed; here they do not."""
-    monkeypatch.setattr(figures, "static_png", lambda figure: None)
+    monkeypatch.setattr(drawing, "find_browser", lambda: None)
 
 
 def twin(model_id: str) -> str:
@@ -203,11 +203,20 @@ def test_figures_carry_plotly_once_and_become_tables_for_github(tmp_path: Path):
     assert "application/vnd.plotly.v1+json" not in shared.cells[0].outputs[0].data
 
 
-def test_figures_become_pictures_for_github_where_kaleido_draws_them(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(figures, "static_png", lambda figure: picture())
-    ns.report(saved(tmp_path, notebook(code("f", shown(plotly=FIGURE)))))
-    shared = valid(tmp_path / "made.shared.ipynb")
-    assert decode_base64(shared.cells[0].outputs[0].data["image/png"]) == picture()
+def test_figures_become_pictures_for_github_where_a_browser_draws_them(tmp_path: Path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(drawing, "drawn", lambda figures: asked.extend(figures) or [picture(), None])
+    made = notebook(
+        code("f", shown(plotly=FIGURE), shown(plotly=FIGURE, png=b64(picture("PNG", (9, 9)))), shown(plotly=FIGURE)),
+        code("map", shown(plotly={"data": [{"type": "choropleth", "z": [1, 2]}]})),
+    )
+    ns.report(saved(tmp_path, made))
+    first, own, third, *_ = valid(tmp_path / "made.shared.ipynb").cells[0].outputs
+    assert len(asked) == 2  # not the one that has a picture, not the one that would fetch a map
+    assert decode_base64(first.data["image/png"]) == picture()
+    assert decode_base64(own.data["image/png"]) == picture("PNG", (9, 9))
+    assert "<td>0.5, nan</td>" in third.data["text/html"]
+    assert "Error </script> by budget" in first.data["text/plain"]
 
 
 def test_figure_that_would_fetch_a_map_is_a_table(tmp_path: Path):

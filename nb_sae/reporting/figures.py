@@ -72,6 +72,15 @@ class Figures:
 @cache
 def _plotly_js() -> str:
     """plotly.js as it is stored in a page; compressing it takes a second."""
+    return compressed(plotly_source())
+
+
+def plotly_source() -> str:
+    """The plotly.js that the plotly package brings.
+
+    Raises:
+        MissingDependencyError: There is no such package.
+    """
     spec = find_spec("plotly")
     path = Path(spec.origin).parent / "package_data" / "plotly.min.js" if spec and spec.origin else None
     if path is None or not path.is_file():
@@ -79,7 +88,7 @@ def _plotly_js() -> str:
             "The notebook holds plotly figures, but this Python has no plotly package with plotly.min.js. "
             "Run: pip install plotly"
         )
-    return compressed(path.read_text(encoding="utf-8"))
+    return path.read_text(encoding="utf-8")
 
 
 def _traces(figure: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -135,21 +144,15 @@ def table(figure: Mapping[str, Any]) -> str:
             rows.append(
                 f"<tr><th>{_text(name)}</th><td>{_text(_axis(layout, key))}</td><td>{_text(shown + more)}</td></tr>"
             )
-    caption = _title(layout) or "Figure"
+    caption = title_of(figure) or "Figure"
     head = f"<caption>{_text(caption)} (interactive in the HTML report)</caption>"
     return f"<table>{head}<tbody>{''.join(rows)}</tbody></table>"
 
 
-def static_png(figure: Mapping[str, Any]) -> bytes | None:
-    """A PNG by Kaleido where it and a browser are installed, else None."""
-    if find_spec("kaleido") is None or find_spec("plotly") is None:
-        return None
-    try:
-        import plotly.graph_objects as go
-
-        return go.Figure({"data": figure.get("data"), "layout": figure.get("layout")}).to_image("png", scale=2)
-    except Exception:  # Kaleido has no common error: no browser, a timeout, a figure it cannot draw
-        return None
+def title_of(figure: Mapping[str, Any]) -> str:
+    """The title of a figure; empty if it has none."""
+    layout = figure.get("layout")
+    return _title(layout) if isinstance(layout, Mapping) else ""
 
 
 def _values(value: Any) -> list[Any]:

@@ -32,6 +32,8 @@ class Report:
     """The notebook beside it, without widget state."""
     pdf: Path | None
     """The printed page; None where it was not asked for."""
+    cut: tuple[str, ...]
+    """What was cut from the notebook so that GitHub shows it; empty if nothing was."""
     stop: Stop | None
     """Why the execution ended early; None if it did not."""
     seconds: float
@@ -52,6 +54,9 @@ def report(
     progress: bool = True,
 ) -> Path:
     """Write a notebook as one self-contained HTML file, and beside it an `.ipynb` that GitHub shows.
+
+    The notebook beside it has 3 MB at most, which GitHub still shows: pictures become smaller where it would be larger,
+    and its first cell says so. Plotly figures in it are pictures where this machine has a browser, else tables.
 
     The page makes no network request; dashboards work in it without a kernel, each script is stored once.
     Local paths, user and host names are taken out of both files.
@@ -143,12 +148,13 @@ def make_report(
     markup = Markup(source.resolve().parent, scrub, images)
     options = PageOptions(name=source.stem, title=title, code=code, stop=stop)
     page = build_page(read, markup, options)
-    shared = nbformat.writes(shareable(read, scrub, images))
+    copy, cut = shareable(read, scrub, images)
+    shared = nbformat.writes(copy)
     write_text(page_path, page)
     write_text(shared_path, shared if shared.endswith("\n") else shared + "\n")
     if pdf_path:
         _print(page, pdf_path, page_path)
-    return Report(page_path, shared_path, pdf_path, stop, time.perf_counter() - started)
+    return Report(page_path, shared_path, pdf_path, tuple(cut), stop, time.perf_counter() - started)
 
 
 def write_text(path: Path, text: str) -> None:

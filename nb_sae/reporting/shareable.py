@@ -10,18 +10,24 @@ import nbformat
 from nbformat import NotebookNode
 
 from nb_sae.facts import KEY, MIME
-from nb_sae.reporting import figures
+from nb_sae.reporting import drawing, figures
+from nb_sae.reporting.fitting import LIMIT_BYTES, RASTER, fitted
 from nb_sae.reporting.origin import facts_in
 from nb_sae.reporting.pictures import Treatment, data_uri, decode_base64, treat, treat_strings
 from nb_sae.reporting.text import Scrubber, joined, map_strings, printable, terminal_lines
 from nb_sae.reporting.widgets import VIEW_MIME, SavedWidgets, StaticPicture, static_picture, without_widgets
 
-_RASTER = ("image/png", "image/jpeg", "image/webp", "image/gif")
 _KEPT_METADATA = frozenset({"kernelspec", "language_info", "title", "authors"})
 
 
-def shareable(notebook: NotebookNode, scrub: Scrubber, treatment: Treatment) -> NotebookNode:
-    """A valid copy without widget state, scripts, local paths or (as asked) recognisable pictures."""
+def shareable(
+    notebook: NotebookNode, scrub: Scrubber, treatment: Treatment, limit: int = LIMIT_BYTES
+) -> tuple[NotebookNode, list[str]]:
+    """A valid copy without widget state, scripts, local paths or (as asked) recognisable pictures.
+
+    Returns:
+        The copy, and what was cut so that it is within `limit` bytes.
+    """
     notebook = copy.deepcopy(notebook)
     facts = facts_in(notebook, scrub)
     outputs = _Outputs(notebook, scrub, treatment)
@@ -40,8 +46,9 @@ def shareable(notebook: NotebookNode, scrub: Scrubber, treatment: Treatment) -> 
     notebook.nbformat, notebook.nbformat_minor = 4, max(5, notebook.nbformat_minor)
     for number, cell in enumerate(notebook.cells):
         cell.setdefault("id", f"cell-{number}")
+    cut = fitted(notebook, limit)
     nbformat.validate(notebook)
-    return notebook
+    return notebook, cut
 
 
 class _Outputs:
@@ -51,6 +58,7 @@ class _Outputs:
         self._scrub = scrub
         self._treatment: Treatment = treatment
         self._widgets = SavedWidgets.of(notebook)
+        self._drawn = self._pictures_of_figures(notebook)
         pictures = [static_picture(output) for cell in notebook.cells for output in cell.get("outputs", [])]
         self._pictured = {picture.model_id for picture in pictures if picture is not None}
 
@@ -90,22 +98,33 @@ class _Outputs:
             model_id = str(view.get("model_id", ""))
             if self._pictured.intersection([model_id, *self._widgets.views(model_id)]):
                 return {}  # its picture stands in the output before it
-            if any(media_type in data for media_type in _RASTER):
+            if any(media_type in data for media_type in RASTER):
                 data.pop("text/html", None)  # a viewer would prefer it and then strip it
         return {
-            media_type: value if media_type in _RASTER else map_strings(_whole(value), self.text)
+            media_type: value if media_type in RASTER else map_strings(_whole(value), self.text)
             for media_type, value in _treated(data, self._treatment).items()
             if not _droppable(media_type, value, self._treatment)
         }
 
     def _figure(self, figure: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """A plotly figure as a picture where one can be had, else as its table."""
-        words = {"text/plain": "plotly figure"}
-        drawn = data.get("image/png")
-        if drawn is None:
-            png = figures.static_png(figures.treated(figure, self._treatment))
-            drawn = base64.b64encode(png).decode() if png else None
+        title = figures.title_of(figure)
+        words = {"text/plain": f"plotly figure{': ' + title if title else ''} (interactive in the HTML report)"}
+        png = self._drawn.get(id(figure))
+        drawn = data.get("image/png") or (base64.b64encode(png).decode() if png else None)
         return {"image/png": drawn, **words} if drawn else {"text/html": figures.table(figure), **words}
+
+    def _pictures_of_figures(self, notebook: NotebookNode) -> dict[int, bytes | None]:
+        """Pictures of the figures that have none, by the figure's identity; all in one go, for the browser's sake."""
+        bundles = [output.get("data") or {} for cell in notebook.cells for output in cell.get("outputs", [])]
+        found = [
+            data[figures.MIME]
+            for data in bundles
+            if isinstance(data.get(figures.MIME), dict) and "image/png" not in data
+        ]
+        can = [figure for figure in found if not figures.fetches(figure)]
+        shown = [map_strings(figures.treated(figure, self._treatment), self._scrub.known) for figure in can]
+        return dict(zip(map(id, can), drawing.drawn(shown), strict=True))
 
 
 def _whole(value: Any) -> Any:
@@ -124,7 +143,7 @@ def _treated(data: Any, treatment: Treatment) -> dict[str, Any]:
     """A MIME bundle with its pictures treated; one that cannot be decoded is left out."""
     shared = {}
     for media_type, value in data.items():
-        if media_type in _RASTER:
+        if media_type in RASTER:
             address = data_uri(decode_base64(joined(value)) or b"", treatment)
             if address is not None:
                 shared[media_type] = address.partition(",")[2]
