@@ -107,6 +107,8 @@ def _after_orders(
         return active  # all processes have to stop at one step
     for one, _ in active:
         one.stopped_early = one.control.stopping
+        if one.stopped_early:
+            one.tell()
     return [(one, last) for one, last in active if not one.stopped_early]
 
 

@@ -25,6 +25,7 @@ from nb_sae.errors import NbSaeError, WidgetError
 from nb_sae.progress import UPDATES_PER_SECOND, in_notebook
 from nb_sae.widgets import monitor_looks, wire
 from nb_sae.widgets.base import Dashboard
+from nb_sae.widgets.hearing import hear_while_busy
 from nb_sae.widgets.monitor_inputs import MonitorInputs
 from nb_sae.widgets.monitor_runs import FEWEST_POINTS, KEPT_POINTS, Run, fresh_name
 
@@ -103,6 +104,7 @@ class TrainMonitor(Dashboard):
             "folder": wire.clean_text("runs" if save_to is None else save_to),
         }  # fmt: skip
         super().__init__(about=about, points_header=header, points=nothing, looks_header=header, looks=nothing)
+        hear_while_busy(self)
         for name, session in _named(sessions):
             self._add(name or _title(session), session)
         self._bring()
@@ -166,6 +168,8 @@ class TrainMonitor(Dashboard):
         """Bring the browser up to date; the next time is when this one's cost is a small share of the time."""
         began = time.perf_counter()
         with self._sending:
+            for run in self._runs:
+                run.update()
             frames = {f"run{at}": run.points.frame() for at, run in enumerate(self._runs) if len(run.points)}
             with self.hold_sync():
                 self.runs = [run.status() for run in self._runs]
@@ -320,7 +324,7 @@ class _Watch:
         self._last: tuple[Any, pl.DataFrame] | None = None if known is None else known._last
         self._looks = monitor._look
         self._look_due = 0.0
-        self._was = run.session.control.state
+        self._was = self._stands()
 
     def line(self, record: dict[str, Any]) -> None:
         """See `nb_sae.sae.watching.Watch`."""
@@ -328,11 +332,15 @@ class _Watch:
 
     def passed(self) -> None:
         """See `nb_sae.sae.watching.Watch`."""
-        session = self._run.session
-        if time.perf_counter() < self._monitor._due and session.control.state == self._was:
+        stands = self._stands()
+        if time.perf_counter() < self._monitor._due and stands == self._was:
             return
-        self._was = session.control.state
+        self._was = stands
         self._guarded(self._update)
+
+    def _stands(self) -> tuple[str, bool, bool]:
+        session = self._run.session
+        return session.control.state, session.control.stopping, session.stopped_early
 
     def ended(self, error: BaseException | None) -> None:
         """See `nb_sae.sae.watching.Watch`."""
@@ -366,7 +374,6 @@ class _Watch:
         }
 
     def _update(self) -> None:
-        self._run.update()
         self._look()
         self._monitor._bring()
         self._monitor._redraw(now=False)

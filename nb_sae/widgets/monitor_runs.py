@@ -194,8 +194,8 @@ def _state_of(session: Any) -> str:
     control = session.control
     if control.state == "idle":
         return "done" if session.finished else "stopped" if session.stopped_early else "ready"
-    if session.finished:
-        return "done"
+    if session.finished or session.stopped_early:  # others of its loop go on
+        return "done" if session.finished else "stopped"
     return "stopping" if control.stopping else control.state
 
 

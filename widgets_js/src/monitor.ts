@@ -42,6 +42,7 @@ export default dashboard((model, el, life) => {
     tab: "curves",
     axis: "rows",
     kernel: rpc.kernel,
+    alone: false,
     hears: undefined,
   });
   const ask = async (kind: string, what: Record<string, unknown>) => (await rpc.request(kind, what)).content;
@@ -146,6 +147,7 @@ function listenFor(rpc: Rpc, state: State<View>, news: { at: number; count: numb
   const tell = () => {
     // Updates that arrive prove a kernel, even one that has not answered: it is training.
     const alone = state.get("kernel") === "none" && news.count < 2;
+    state.set("alone", alone);
     const silent = going() && !alone && performance.now() - news.at > SILENT_MS;
     status.textContent = alone ? "saved view" : silent ? "no word from the kernel" : "";
     status.title = alone
@@ -156,7 +158,7 @@ function listenFor(rpc: Rpc, state: State<View>, news: { at: number; count: numb
   };
   const ask = () => {
     if (!open || asking || !going() || performance.now() - askedAt < ASK_AGAIN_MS) return;
-    if (state.get("kernel") === "none" && news.count < 2) return;
+    if (state.get("alone")) return;
     asking = true;
     askedAt = performance.now();
     rpc.request("ping", {}, [], HEARS_MS).then(
@@ -176,8 +178,8 @@ function listenFor(rpc: Rpc, state: State<View>, news: { at: number; count: numb
       askedAt = Number.NEGATIVE_INFINITY;
     }
     went = going();
-    ask();
     tell();
+    ask();
   });
   const timer = setInterval(() => {
     ask();

@@ -21,7 +21,7 @@ export function runsPanel(root: HTMLElement, { state }: Panel): () => void {
   listen(list, "focusin", (event) => choose((event.target as Element).closest<HTMLElement>("[data-at]")));
   const choose = (line: HTMLElement | null) => line && state.set("chosen", Number(line.dataset.at));
   const lines: ReturnType<typeof lineOf>[] = [];
-  const stop = state.on(["runs", "chosen", "kernel"], () => {
+  const stop = state.on(["runs", "chosen"], () => {
     const runs = state.get("runs");
     const chosen = Math.min(state.get("chosen"), Math.max(0, runs.length - 1));
     for (let at = lines.length; at < runs.length; at += 1) {

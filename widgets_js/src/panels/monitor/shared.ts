@@ -18,6 +18,8 @@ export interface View {
   tab: Tab;
   axis: Axis;
   kernel: Kernel;
+  /** Whether nobody is there: no answer, and no news either. */
+  alone: boolean;
   /** Whether the kernel answers while it trains; undefined: not known yet. */
   hears: boolean | undefined;
 }

@@ -88,10 +88,10 @@ export function steerPanel(root: HTMLElement, panel: Panel): () => void {
   );
   root.append(h("div", { class: "nbs-controls" }, hold, stop, save, fork, hearing), saveForm, forkForm, failure, notes);
 
-  const stopRuns = state.on(["runs", "chosen", "kernel", "hears"], () => {
+  const stopRuns = state.on(["runs", "chosen", "alone", "hears"], () => {
     const run = state.get("runs")[state.get("chosen")];
     const [going, hears] = [goesOn(run), state.get("hears")];
-    const why = reason(run, state.get("kernel") === "none", hears);
+    const why = reason(run, state.get("alone"), hears);
     hold.textContent = run?.state === "paused" ? "Continue" : "Pause";
     for (const one of [hold, stop]) one.disabled = Boolean(why) || !going || run?.state === "stopping";
     for (const one of [save, fork]) one.disabled = Boolean(why) || !run;
