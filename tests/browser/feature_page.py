@@ -86,7 +86,9 @@ class FeaturePage:
         """Wait until every picture of the card has loaded and a heat map is painted."""
         expect(self.root.locator(".nbs-tile img").first).to_be_visible()
         handle = self.root.element_handle()
-        self.root.page.wait_for_function(
+        frame = handle.owner_frame()
+        assert frame is not None
+        frame.wait_for_function(
             """root => {
                 const images = [...root.querySelectorAll('.nbs-tile img')];
                 const painted = [...root.querySelectorAll('canvas.nbs-heat')].some((canvas) =>
