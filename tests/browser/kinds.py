@@ -7,14 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import polars as pl
 from bias_fakes import fake_bias
 from flow_fakes import fake_flow, fake_tree
+from monitor_fakes import fake_monitor
 from PIL import Image
 from strip_fakes import PROMPT, fake_attribution, fake_direct, fake_faithfulness
 from test_widgets_concept import FakeEditor, fake_names
 from test_widgets_flow import steer
 from widget_fakes import fake_analysis, fake_read, thumb
 
+from nb_sae.widgets.atlas import AtlasDashboard
 from nb_sae.widgets.attribution import AttributionStrip
 from nb_sae.widgets.base import Dashboard
 from nb_sae.widgets.bias import BiasDashboard
@@ -61,6 +65,14 @@ def _flow() -> Dashboard:
     return FlowDashboard(flow, analyses, names=names, tree=tree, steer=steer, start=(residual[2], 21))
 
 
+def _atlas() -> Dashboard:
+    angle = 2 * np.pi * np.arange(512) / 64
+    spread = 1 + np.arange(512) // 64 / 4
+    layout = pl.DataFrame({"latent": range(512), "x": spread * np.cos(angle), "y": spread * np.sin(angle)})
+    names = {latent: f"concept {latent}" for latent in range(0, 512, 3)}
+    return AtlasDashboard(fake_analysis("patches", d_sae=512), layout, names=names, latent=3)
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of dashboard, and what to look at beyond its first sight."""
@@ -79,5 +91,7 @@ KINDS: dict[str, Kind] = {
     "bias": Kind(_bias, ("Error gaps", "Retrieval")),
     "attribution-text": Kind(_strip_text, ("This latent", "By source", "Whole input")),
     "attribution-image": Kind(_strip_image, ("This latent", "Whole input")),
+    "atlas": Kind(_atlas),
+    "monitor": Kind(fake_monitor, ("FVU against k", "Sample", "Features", "Curves"), keys=("[", "?")),
     "flow": Kind(_flow, ("Steer", "Levels", "Table")),
 }

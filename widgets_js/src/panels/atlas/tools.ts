@@ -119,7 +119,8 @@ function modes(root: HTMLElement, { state }: Panel): () => void {
 function zoom(root: HTMLElement, panel: Panel): () => void {
   const group = h("div", { class: "nbs-segments", role: "group", "aria-label": "Zoom" });
   const button = (text: string, title: string, act: () => void) => {
-    const one = h("button", { type: "button", title, "aria-label": title }, text);
+    // A sign is no name; "100 %" is one, and the title says the rest.
+    const one = h("button", { type: "button", title, "aria-label": text.length === 1 && title }, text);
     one.addEventListener("click", act);
     group.append(one);
     return one;
