@@ -86,7 +86,7 @@ wheel: $(DEV_STAMP) widgets ## build the wheel, install it elsewhere, import it
 
 docs: $(DEV_STAMP) widgets ## the documentation in build/site, warnings are errors; EXECUTE=1: run the tutorials for it
 	$(PY) scripts/docs/pages.py build/docs $(if $(EXECUTE),--execute)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build # not --quiet: what is not said is not counted as a warning
 	$(PY) scripts/docs/links.py build/site
 
 browser: $(DEV_STAMP) widgets ## headless Chromium on the offline report and on JupyterLab

@@ -10,6 +10,7 @@ import importlib
 import logging
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,12 @@ _PUBLIC = re.compile(r"<code>(?P<said>ns\.(?P<name>[A-Za-z_]\w*)[^<]*)</code>")
 
 
 def on_config(config: Any) -> Any:
-    """Fill in the part of the navigation that is made from the public names."""
+    """Fill in the parts of the navigation that are written down elsewhere: the public names, the repository."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
     for entry in config.nav:
+        if "Project" in entry and "Repository" in urls:
+            # Not `repo_url`: the theme would ask the host of the repository for its number of stars.
+            entry["Project"].append({"Repository": urls["Repository"]})
         if "Reference" in entry:
             entry["Reference"] = ["reference/index.md", *(f"reference/{name}.md" for name in sections())]
             entry["Reference"].append("reference/command_line.md")
@@ -65,16 +70,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Put saved views and measured sizes where a page asks for them."""
     del config, files
     if "<!-- sizes -->" in markdown:
-        markdown = markdown.replace("<!-- sizes -->", _warned(scripts_table()))
+        if not (table := scripts_table()):
+            log.warning("The scripts of the dashboards are not built. Run: make widgets")
+        markdown = markdown.replace("<!-- sizes -->", table)
     if "<!-- views -->" in markdown:
         markdown = markdown.replace("<!-- views -->", views_table(MADE / "gallery"))
     return _VIEW.sub(lambda found: _frame(found["name"], found["height"], page), markdown)
-
-
-def _warned(table: tuple[str, list[str]]) -> str:
-    for problem in table[1]:
-        log.warning(problem)
-    return table[0]
 
 
 def _frame(name: str, height: str, page: Any) -> str:

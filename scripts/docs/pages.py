@@ -24,6 +24,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import nb_sae as ns
 from nb_sae.reporting.run import Step, execute
+from nb_sae.reporting.widgets import VIEW_MIME, static_picture
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GALLERY = ROOT / "docs" / "gallery.md"
@@ -35,7 +36,9 @@ _PIECE = re.compile(
 )
 # A saved view stands inside a page that has a title, a theme button and a foot already.
 _BARE = "<style>aside, .skip, article > header, main > footer { display: none !important } .page, main { padding: 0 } \
-.page { display: block; max-width: none } .cell { margin: 0 }</style></head>"
+.page { display: block; max-width: none } .cell, .output { margin: 0 } .nbsae-view { margin: 0 0 .7rem }</style></head>"
+_NEAR = re.compile(r"\]\((?:(?P<folder>\.\./docs/)(?=\w+\.md)|(?=\w+\.ipynb))(?P<name>\w+)\.(?:md|ipynb)\)")
+_MARK = re.compile(r'href="#nbsae-(?P<kind>page|tutorial)-(?P<name>\w+)"')
 _HOME_LINK = '<a class="docs-home" href="../tutorials.html">← Documentation</a>'
 _HOME_STYLE = "<style>.docs-home { flex-basis: 100%; color: var(--link) }</style></head>"
 
@@ -93,10 +96,14 @@ def _write_view(done: nbformat.NotebookNode, cell: int, out: Path, folder: Path)
     """The report of one executed cell, without the frame of a report."""
     one = copy.deepcopy(done)
     one.cells = [one.cells[cell]]
+    # What training and collecting said on the way is no part of the view.
     outputs = one.cells[0].outputs
-    # What training and collecting said on the way is no part of the view; it begins with its static picture.
-    begins = [number for number, output in enumerate(outputs) if "data-nbsae=" in str(output.get("data", {}))]
-    one.cells[0].outputs = outputs[begins[-1] :] if begins else []
+    twins = [twin.model_id for output in outputs if (twin := static_picture(output))]
+    one.cells[0].outputs = [
+        output
+        for output in outputs
+        if static_picture(output) or output.get("data", {}).get(VIEW_MIME, {}).get("model_id") in twins
+    ]
     source = folder / "view.ipynb"
     nbformat.write(one, source)
     made = ns.report(source, folder / "report" / "view.html", code="hide", title=f"Saved view: {out.stem}")
@@ -113,7 +120,12 @@ def make_tutorials(out: Path, *, run: bool = False) -> list[Path]:
     pages = []
     for source in sorted(NOTEBOOKS.glob("*.ipynb")):
         with tempfile.TemporaryDirectory(prefix="nb-sae-docs-") as folder:
-            made = ns.report(source, Path(folder) / f"{source.stem}.html", execute=run, folder=folder)
+            notebook = nbformat.read(source, as_version=4)
+            for cell in notebook.cells:
+                if cell.cell_type == "markdown":
+                    cell.source = _NEAR.sub(_marked, cell.source)
+            nbformat.write(notebook, Path(folder) / source.name)
+            made = ns.report(Path(folder) / source.name, Path(folder) / "report.html", execute=run)
             text = made.read_text(encoding="utf-8")
         if '<div class="tools">' not in text:
             raise DocsError(f"The report of {source.name} has no row of tools, where the way back is put.")
@@ -121,9 +133,18 @@ def make_tutorials(out: Path, *, run: bool = False) -> list[Path]:
         text = text.replace('<div class="tools">', f'<div class="tools">{_HOME_LINK}', 1)
         page = out / f"{source.stem}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(text, encoding="utf-8")
+        page.write_text(_MARK.sub(_unmarked, text), encoding="utf-8")
         pages.append(page)
     return pages
+
+
+def _marked(found: re.Match[str]) -> str:
+    """A report holds links to other sites and into itself; those to our own files travel as the latter."""
+    return f"](#nbsae-{'page' if found['folder'] else 'tutorial'}-{found['name']})"
+
+
+def _unmarked(found: re.Match[str]) -> str:
+    return f'href="{"../" if found["kind"] == "page" else ""}{found["name"]}.html"'
 
 
 def _say(step: Step) -> None:
