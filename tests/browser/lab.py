@@ -65,7 +65,7 @@ class Lab:
         """
         folder = home / "files"
         folder.mkdir()
-        lab = cls(folder=folder, url=f"http://127.0.0.1:{_free_port()}", token=secrets.token_hex(16))
+        lab = cls(folder=folder, url=f"http://127.0.0.1:{free_port()}", token=secrets.token_hex(16))
         log = home / "server.log"
         with log.open("wb") as sink:
             server = subprocess.Popen(
@@ -193,7 +193,8 @@ class LabNotebook:
         self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
