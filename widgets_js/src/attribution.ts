@@ -5,7 +5,7 @@ import { errorCard, ShownError } from "./core/errors";
 import { count, sig3, visible } from "./core/format";
 import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
 import { keySheet } from "./core/keys";
-import { Rpc } from "./core/rpc";
+import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { faithfulnessPanel } from "./panels/attribution/faithfulness";
 import { headsPanel } from "./panels/attribution/heads";
@@ -35,17 +35,20 @@ export default dashboard((model, el, life) => {
   const rpc = new Rpc(model, life);
   const foot = h("div", { class: "nbs-readout", role: "status", "aria-live": "polite" }, START);
   const pairs = pairsOf(tables.pairs);
-  const state = new State<View>({
-    latent: model.get("latent") as number,
-    token: model.get("token") as number,
-    input: model.get("input") as number,
-    colour: about.by_token ? "all" : "source",
-    list: "token",
-    pair: 0,
-    kernel: rpc.kernel,
-    shown: undefined,
-    cells: undefined,
-  });
+  const state = new State<View>(
+    {
+      latent: model.get("latent") as number,
+      token: model.get("token") as number,
+      input: model.get("input") as number,
+      colour: about.by_token ? "all" : "source",
+      list: "token",
+      pair: 0,
+      kernel: rpc.kernel,
+      shown: undefined,
+      cells: undefined,
+    },
+    life.fail,
+  );
   const panel: Panel = {
     about,
     pairs,
@@ -60,10 +63,9 @@ export default dashboard((model, el, life) => {
     role: "region",
     "aria-label": "Attribution strip",
   });
-  const status = h("span", { class: "nbs-status" });
   const bar = h("div", { class: "nbs-top" }, bdi(visible(about.title), "nbs-what"));
   const where = [about.site, about.model].filter(Boolean).map(visible).join(" of ");
-  bar.append(h("span", { class: "nbs-site" }, bdi(where)), status);
+  bar.append(h("span", { class: "nbs-site" }, bdi(where)), kernelStatus(rpc, life, savedText(about)));
   const scroll = h("div", { class: "nbs-scroll" });
   const shell = h("div", { class: "nbs-shell" }, bar, scroll, foot);
   root.append(shell);
@@ -79,13 +81,6 @@ export default dashboard((model, el, life) => {
   scroll.append(...factsOf(about), strip, parts);
 
   life.add(rpc.onKernel((kernel) => state.set("kernel", kernel)));
-  life.add(
-    state.on(["kernel"], () => {
-      const alone = state.get("kernel") === "none";
-      status.textContent = alone ? "saved view" : "";
-      status.title = alone ? savedText(about) : "";
-    }),
-  );
   const colours = colourChoice(panel);
   strip.append(h("div", { class: "nbs-line" }, inputChoice(panel), colours.element), failed);
   life.add(state.on(["colour"], () => colours.mark(state.get("colour"))));

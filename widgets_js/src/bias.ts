@@ -4,7 +4,7 @@ import { bdi, h } from "./core/dom";
 import { count, visible } from "./core/format";
 import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
 import { keySheet } from "./core/keys";
-import { Rpc } from "./core/rpc";
+import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { unpack } from "./core/wire";
 import { behindPanel } from "./panels/bias/behind";
@@ -30,19 +30,22 @@ export default dashboard((model, el, life) => {
   const rpc = new Rpc(model, life);
   const first = (ranking: Ranking, what: "side" | "given") =>
     distinct(report.effects(ranking).map((one) => one[what]))[0] ?? -1;
-  const state = new State<View>({
-    latent: model.get("latent") as number,
-    tab: "concepts",
-    ranking: report.effects("association").length ? "association" : "reliance",
-    group: first("association", "side"),
-    output: first("reliance", "side"),
-    given: first("conditional", "given"),
-    text: "",
-    flaggedOnly: false,
-    kernel: rpc.kernel,
-    order: [],
-    behind: undefined,
-  });
+  const state = new State<View>(
+    {
+      latent: model.get("latent") as number,
+      tab: "concepts",
+      ranking: report.effects("association").length ? "association" : "reliance",
+      group: first("association", "side"),
+      output: first("reliance", "side"),
+      given: first("conditional", "given"),
+      text: "",
+      flaggedOnly: false,
+      kernel: rpc.kernel,
+      order: [],
+      behind: undefined,
+    },
+    life.fail,
+  );
   const panel: Panel = { report, state, source: source(model, rpc, life, report) };
   life.accepts = (latent) => report.conceptOf(latent) >= 0;
   const root = h("div", {
@@ -51,7 +54,6 @@ export default dashboard((model, el, life) => {
     role: "region",
     "aria-label": "Bias dashboard",
   });
-  const status = h("span", { class: "nbs-status" });
   const facts = about.facts.map(([name, text]) => `${visible(name)} ${visible(text)}`).join(" · ");
   const bar = h(
     "div",
@@ -59,7 +61,7 @@ export default dashboard((model, el, life) => {
     bdi(visible(about.title), "nbs-what"),
     h("span", { class: "nbs-site", title: facts }, facts),
   );
-  bar.append(status);
+  bar.append(kernelStatus(rpc, life, savedText(report)));
   const tabs = segments("View", TABS, (key) => state.set("tab", key));
   const tools = h("div", { class: "nbs-line nbs-tabs" }, tabs.element);
   const caution = h("p", { class: "nbs-caution" }, h("b", {}, "Read with care: "), visible(about.caution));
@@ -75,7 +77,6 @@ export default dashboard((model, el, life) => {
   el.append(root);
 
   life.add(rpc.onKernel((kernel) => state.set("kernel", kernel)));
-  life.add(state.on(["kernel"], () => tell(status, report, state.get("kernel") === "none")));
   life.add(
     state.on(["tab"], () => {
       tabs.mark(state.get("tab"));
@@ -111,12 +112,9 @@ export default dashboard((model, el, life) => {
   life.add(onTrait(model, "latent", (latent) => state.set("latent", latent as number)));
 });
 
-function tell(status: HTMLElement, { about, length }: Report, alone: boolean): void {
+function savedText({ about, length }: Report): string {
   const inside = about.saved < length ? `, ${count(about.saved)} of ${count(length)} concepts with curves` : "";
-  status.textContent = alone ? "saved view" : "";
-  status.title = alone
-    ? `No kernel answers: what was saved can be explored${inside}; pictures of ${count(about.thumbs)} of ${count(about.inputs)} inputs`
-    : "";
+  return `No kernel answers: what was saved can be explored${inside}; pictures of ${count(about.thumbs)} of ${count(about.inputs)} inputs`;
 }
 
 function keys(root: HTMLElement, { report, state }: Panel): () => void {

@@ -3,7 +3,7 @@
 import { bdi, h } from "./core/dom";
 import { visible } from "./core/format";
 import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
-import { Rpc } from "./core/rpc";
+import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { unpack } from "./core/wire";
 import { cardPanel } from "./panels/concept/card";
@@ -22,15 +22,18 @@ export default dashboard((model, el, life) => {
   const { concepts: table } = unpack(model.get("concepts_header"), model.get("concepts"));
   if (!table) throw new Error("The dashboard's state holds no table of concepts. Run the cell again.");
   const rpc = new Rpc(model, life);
-  const state = new State<View>({
-    latent: model.get("latent") as number,
-    text: "",
-    all: false,
-    kernel: rpc.kernel,
-    query: undefined,
-    set: new Map(),
-    order: [],
-  });
+  const state = new State<View>(
+    {
+      latent: model.get("latent") as number,
+      text: "",
+      all: false,
+      kernel: rpc.kernel,
+      query: undefined,
+      set: new Map(),
+      order: [],
+    },
+    life.fail,
+  );
   const panel: Panel = { about, concepts: new Concepts(table), state, source: source(model, rpc, life, about) };
   life.accepts = (latent) => panel.concepts.rowOf(latent) >= 0;
   const root = h("div", {
@@ -39,14 +42,13 @@ export default dashboard((model, el, life) => {
     role: "region",
     "aria-label": "Concept dashboard",
   });
-  const status = h("span", { class: "nbs-status" });
   const bar = h(
     "div",
     { class: "nbs-top" },
     bdi(visible(about.title), "nbs-what"),
     bdi(visible(about.rule), "nbs-site"),
   );
-  bar.append(status);
+  bar.append(kernelStatus(rpc, life, "No kernel answers: what was saved can be explored"));
   const list = h("div", { class: "nbs-latents" });
   const card = h("div");
   const editor = h("div", { class: "nbs-section" });
@@ -61,13 +63,6 @@ export default dashboard((model, el, life) => {
   el.append(root);
 
   life.add(rpc.onKernel((kernel) => state.set("kernel", kernel)));
-  life.add(
-    state.on(["kernel"], () => {
-      const alone = state.get("kernel") === "none";
-      status.textContent = alone ? "saved view" : "";
-      status.title = alone ? "No kernel answers: what was saved can be explored" : "";
-    }),
-  );
   life.add(keysPanel(shell, panel));
   life.add(listPanel(list, panel));
   life.add(cardPanel(card, panel));

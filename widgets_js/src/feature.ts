@@ -3,7 +3,7 @@
 import { bdi, h } from "./core/dom";
 import { visible } from "./core/format";
 import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
-import { Rpc } from "./core/rpc";
+import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { unpack } from "./core/wire";
 import { cardPanel } from "./panels/card";
@@ -22,22 +22,25 @@ export default dashboard((model, el, life) => {
   const latents = new Latents(table);
   latents.readNotes(model.get("notes"));
   const rpc = new Rpc(model, life);
-  const state = new State<View>({
-    latent: model.get("latent") as number,
-    query: "",
-    sort: "latent",
-    descending: false,
-    showDead: false,
-    savedOnly: false,
-    examples: "top",
-    heat: true,
-    opacity: 0.7,
-    held: false,
-    scale: "card",
-    kernel: rpc.kernel,
-    notes: model.get("notes"),
-    order: [],
-  });
+  const state = new State<View>(
+    {
+      latent: model.get("latent") as number,
+      query: "",
+      sort: "latent",
+      descending: false,
+      showDead: false,
+      savedOnly: false,
+      examples: "top",
+      heat: true,
+      opacity: 0.7,
+      held: false,
+      scale: "card",
+      kernel: rpc.kernel,
+      notes: model.get("notes"),
+      order: [],
+    },
+    life.fail,
+  );
   const panel: Panel = { about, latents, state, source: source(model, rpc, life) };
   const root = h("div", {
     class: "nbs-dash nbs-feature",
@@ -49,8 +52,7 @@ export default dashboard((model, el, life) => {
   const card = h("div", { class: "nbs-card" });
   const bar = h("div", { class: "nbs-top" }, bdi(visible(about.title), "nbs-what"));
   if (!about.title.includes(about.site)) bar.append(bdi(visible(about.site), "nbs-site"));
-  const status = h("span", { class: "nbs-status" });
-  bar.append(status);
+  bar.append(kernelStatus(rpc, life, "No kernel answers: what was saved can be explored"));
   root.append(h("div", { class: "nbs-shell" }, bar, h("div", { class: "nbs-main" }, list, card)));
   el.append(root);
 
@@ -61,7 +63,6 @@ export default dashboard((model, el, life) => {
     }),
   );
   life.add(rpc.onKernel((kernel) => state.set("kernel", kernel)));
-  life.add(state.on(["kernel"], () => tell(status, state.get("kernel"))));
   life.add(keysPanel(bar.parentElement as HTMLElement, panel));
   life.add(latentsPanel(list, panel));
   life.add(cardPanel(card, panel));
@@ -74,11 +75,6 @@ export default dashboard((model, el, life) => {
   );
   life.add(onTrait(model, "latent", (latent) => state.set("latent", latent as number)));
 });
-
-function tell(status: HTMLElement, kernel: View["kernel"]): void {
-  status.textContent = kernel === "none" ? "saved view" : "";
-  status.title = kernel === "none" ? "No kernel answers: what was saved can be explored" : "";
-}
 
 /** Cards: saved ones from the traits, the others from the kernel. */
 function source(model: AnyModel, rpc: Rpc, life: Life): Source {

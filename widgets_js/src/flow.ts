@@ -5,7 +5,7 @@ import { errorCard } from "./core/errors";
 import { count, visible } from "./core/format";
 import { type AnyModel, dashboard, type Life } from "./core/host";
 import { keySheet } from "./core/keys";
-import { Rpc } from "./core/rpc";
+import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { block, type Header, type Table, Thumbs, unpack } from "./core/wire";
 import { chainPanel } from "./panels/flow/chain";
@@ -24,8 +24,6 @@ const KEPT_CARDS = 12;
 const HITS = 60;
 /** Steering writes texts with many controls: minutes on a small machine. */
 const STEER_MS = 900_000;
-const WAIT_WORDS_MS = 300;
-const BUSY_WORDS_MS = 2_000;
 /** A filter that moves asks the kernel at most this often. */
 const QUIET_MS = 60;
 const TABS: { key: Tab; text: string }[] = [
@@ -41,17 +39,20 @@ export default dashboard((model, el, life) => {
   const flow = new Flow(tables, about);
   const saved = flow.read(tables);
   const rpc = new Rpc(model, life);
-  const state = new State<View>({
-    chosen: chosenOf(model, flow),
-    graph: saved,
-    lanes: new Set(LANES.keys()),
-    kind: -1,
-    score: "s_residual",
-    least: 0,
-    tab: "cards",
-    kernel: rpc.kernel,
-    busy: false,
-  });
+  const state = new State<View>(
+    {
+      chosen: chosenOf(model, flow),
+      graph: saved,
+      lanes: new Set(LANES.keys()),
+      kind: -1,
+      score: "s_residual",
+      least: 0,
+      tab: "cards",
+      kernel: rpc.kernel,
+      busy: false,
+    },
+    life.fail,
+  );
   const panel: Panel = { flow, state, source: source(model, rpc, life, flow, saved) };
   const root = h("div", {
     class: "nbs-dash nbs-flow",
@@ -59,7 +60,6 @@ export default dashboard((model, el, life) => {
     role: "region",
     "aria-label": "Flow dashboard",
   });
-  const status = h("span", { class: "nbs-status", role: "status" });
   const facts = `${count(flow.sites.length)} sites · ${count(about.latents)} latents · ${count(about.edges)} edges by ${visible(about.rule)}${about.left_out.map((one) => ` · left out: ${visible(one)}`).join("")}`;
   const bar = h(
     "div",
@@ -67,7 +67,7 @@ export default dashboard((model, el, life) => {
     bdi(visible(about.title), "nbs-what"),
     h("span", { class: "nbs-site", title: facts }, facts),
   );
-  bar.append(status);
+  bar.append(kernelStatus(rpc, life, savedText(about)));
   const tools = h("div", { class: "nbs-controls nbs-tabs" });
   const failed = h("div");
   const graph = h("div", { class: "nbs-card" });
@@ -96,30 +96,7 @@ export default dashboard((model, el, life) => {
   };
 
   life.add(rpc.onKernel((kernel) => state.set("kernel", kernel)));
-  let words: ReturnType<typeof setTimeout>[] = [];
-  const hush = () => words.splice(0).forEach(clearTimeout);
-  const later = (text: string, after: number) =>
-    setTimeout(() => {
-      status.textContent = text;
-    }, after);
-  life.add(hush);
-  life.add(
-    state.on(["kernel", "busy"], () => {
-      hush();
-      const alone = state.get("kernel") === "none";
-      const { nodes, shown, cards } = about.saved;
-      status.textContent = alone ? "saved view" : "";
-      status.title = alone
-        ? `No kernel answers: ${count(nodes)} of ${count(about.latents)} latents are inside, up to ${shown} per site, with ${count(cards)} cards; the others need a running kernel`
-        : "";
-      attr(graph, "aria-busy", state.get("busy"));
-      if (!state.get("busy")) return;
-      words = [
-        later("asking the kernel …", WAIT_WORDS_MS),
-        later("the kernel is busy and will answer after it", BUSY_WORDS_MS),
-      ];
-    }),
-  );
+  life.add(state.on(["busy"], () => attr(graph, "aria-busy", state.get("busy"))));
   life.add(toolsPanel(tools, panel));
   life.add(detailPanel(detail, panel));
   life.add(graphPanel(graph, panel, say));
@@ -145,6 +122,10 @@ export default dashboard((model, el, life) => {
   life.add(keys(shell, panel));
   life.add(selection(model, panel));
 });
+
+function savedText({ saved: { nodes, shown, cards }, latents }: About): string {
+  return `No kernel answers: ${count(nodes)} of ${count(latents)} latents are inside, up to ${shown} per site, with ${count(cards)} cards; the others need a running kernel`;
+}
 
 function chosenOf(model: AnyModel, flow: Flow): number {
   const site = flow.sites.findIndex(({ name }) => name === model.get("site"));

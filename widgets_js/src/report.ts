@@ -90,7 +90,8 @@ class Page {
         experimental: model.experimental,
       });
       // Dashboards draw their own error card; the picture says more than the card does.
-      if (el.querySelector(":scope > .nbs-error")) throw new Error(el.textContent ?? "");
+      if (el.childElementCount === 1 && el.firstElementChild?.matches(".nbs-error"))
+        throw new Error(el.textContent ?? "");
       if (el.childNodes.length === 0) throw new Error("The dashboard drew nothing.");
     } catch (error) {
       controller.abort();

@@ -94,7 +94,7 @@ for (const [kind, fixture] of [
       expect(find(".nbs-status")?.textContent).toBe("saved view");
       model.answer({ id: model.sent[0]?.id, ok: true });
       expect(find("[aria-busy]")).not.toBeNull();
-      expect(find(".nbs-status")?.textContent).toBe("");
+      expect(find(".nbs-status")?.textContent).toBe("asking the kernel …");
     });
 
     it("draws only the last of several cards that were asked for", async () => {

@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { ShownError } from "../src/core/errors";
-import { PING_MS, Rpc, TIMEOUT_MS } from "../src/core/rpc";
+import type { AnyModel } from "../src/core/host";
+import { kernelStatus, PING_MS, Rpc, TIMEOUT_MS } from "../src/core/rpc";
 import { FakeModel, life } from "./fake";
 
 beforeEach(() => void vi.useFakeTimers());
@@ -69,6 +70,18 @@ describe("whether there is a kernel", () => {
     expect(model.sent).toEqual([]);
   });
 
+  it("waits where the host says that a cell is running", async () => {
+    const model = new FakeModel() as FakeModel & Pick<AnyModel, "widget_manager">;
+    const kernel = { status: "busy" };
+    model.widget_manager = { kernel };
+    const rpc = new Rpc(model, life());
+    await vi.advanceTimersByTimeAsync(60 * PING_MS);
+    expect(rpc.kernel).toBe("asking");
+    kernel.status = "idle";
+    await vi.advanceTimersByTimeAsync(PING_MS);
+    expect(rpc.kernel).toBe("none");
+  });
+
   it("leaves no listener and no timer behind", () => {
     const model = new FakeModel();
     const own = life();
@@ -76,5 +89,53 @@ describe("whether there is a kernel", () => {
     own.close();
     expect(model.listening).toBe(0);
     expect(vi.getTimerCount()).toBe(0);
+  });
+});
+
+describe("the words about the kernel", () => {
+  const BUSY = "the kernel is busy: it answers after the running cell";
+
+  it("say that it is asked, that it is busy after 2 s, and nothing once it has answered", async () => {
+    const model = new FakeModel();
+    const own = life();
+    const rpc = new Rpc(model, own);
+    model.answer({ id: model.sent[0]?.id, ok: true });
+    const status = kernelStatus(rpc, own, "what was saved");
+    void rpc.request("card");
+    const seen = [];
+    for (const ms of [250, 100, 1_600, 100]) {
+      await vi.advanceTimersByTimeAsync(ms);
+      seen.push(status.textContent);
+    }
+    expect(seen).toEqual(["", "asking the kernel …", "asking the kernel …", BUSY]);
+    model.answer({ id: model.sent[1]?.id, ok: true });
+    expect(status.textContent).toBe("");
+  });
+
+  it("say that this is a saved view where nobody answers, with what it holds", async () => {
+    const own = life();
+    const status = kernelStatus(new Rpc(new FakeModel(), own), own, "what was saved");
+    expect(status.title).toBe("");
+    await vi.advanceTimersByTimeAsync(PING_MS);
+    expect([status.textContent, status.title]).toEqual(["saved view", "what was saved"]);
+  });
+});
+
+describe("what is too much or was refused", () => {
+  it("a text of 10 MB is not sent, and the reason is told", async () => {
+    const model = new FakeModel();
+    const asked = new Rpc(model, life()).request("find", { text: "x".repeat(10_000_000) });
+    await expect(asked).rejects.toMatchObject({ message: expect.stringContaining("longer than 200000 characters") });
+    expect(model.sent.map(({ kind }) => kind)).toEqual(["ping"]);
+  });
+
+  it("a change that the kernel refused is shown", () => {
+    const model = new FakeModel();
+    const own = life();
+    const failed: unknown[] = [];
+    own.fail = (error) => void failed.push(error);
+    new Rpc(model, own);
+    model.answer({ refused: { cause: "latent=99 is outside", fix: "", details: "" } });
+    expect(String(failed[0])).toContain("latent=99 is outside");
   });
 });

@@ -20,6 +20,8 @@ export interface AnyModel {
   send(content: unknown, callbacks?: unknown, buffers?: ArrayBuffer[]): void;
   on(event: string, listener: Listener): void;
   off(event?: string | null, listener?: Listener | null): void;
+  /** JupyterLab's: it knows whether its kernel is busy. */
+  widget_manager?: { kernel?: { status?: string } | null } | undefined;
 }
 
 export interface RenderArgs {
@@ -40,6 +42,8 @@ export interface Life {
   readonly kernelPossible: boolean;
   /** Set where not every latent can be shown: which of those that a linked dashboard chooses are. */
   accepts?: (latent: number) => boolean;
+  /** Show an error above the dashboard, which goes on. */
+  fail?(error: unknown): void;
   add(dispose: Disposer): void;
 }
 
@@ -66,6 +70,7 @@ export function dashboard(mount: Mount): Hooks {
       const own = new AbortController();
       const disposers: Disposer[] = [];
       let closed = false;
+      let failed: HTMLElement | undefined;
       const close = () => {
         if (closed) return;
         closed = true;
@@ -77,6 +82,11 @@ export function dashboard(mount: Mount): Hooks {
       const life: Life = {
         signal: own.signal,
         kernelPossible: host?.kernel !== false,
+        fail: (error) => {
+          failed?.remove();
+          failed = errorCard("Part of this dashboard failed; the rest goes on.", error);
+          el.prepend(failed);
+        },
         add: (dispose) => (closed ? dispose() : void disposers.push(dispose)),
       };
       life.add(keepKeys(el));

@@ -99,6 +99,9 @@ export function linkedModel(model: AnyModel, life: Life): AnyModel {
       }
       chosen = false;
     },
+    get widget_manager() {
+      return model.widget_manager;
+    },
     send: (content, callbacks, buffers) => model.send(content, callbacks, buffers),
     on: (event, listener) => {
       if (events.includes(event)) listeners.push([event, listener]);

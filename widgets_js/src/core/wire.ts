@@ -40,14 +40,14 @@ function broken(what: string): ShownError {
 }
 
 /** Refuses a column that reaches beyond the block: a typed array over it would throw without saying which. */
-function checkColumn(table: string, column: Column, rows: number, bytes: number): void {
-  const { name, dtype, offset, length, ends } = column;
+function checkColumn(table: string, { name, dtype, offset, length, ends = 0 }: Column, rows: number, bytes: number) {
   const size = dtype === "json" ? 1 : ARRAYS[dtype]?.BYTES_PER_ELEMENT;
   if (!size) throw broken(`column ${table}.${name} has the unknown type ${dtype}`);
-  const whole = [offset, length, ends ?? 0, rows].every((one) => Number.isInteger(one) && one >= 0);
-  if (!whole || offset % size) throw broken(`column ${table}.${name} begins or ends nowhere`);
-  const last = Math.max(offset + length * size, ends === undefined ? 0 : ends + rows * 4);
-  if (last > bytes) throw broken(`column ${table}.${name} ends at byte ${last} of ${bytes}`);
+  const last = Math.max(offset + length * size, ends && ends + rows * 4);
+  // Not a number fails both.
+  if (!(offset >= 0 && last <= bytes) || offset % size) {
+    throw broken(`column ${table}.${name} runs from byte ${offset} to ${last} of ${bytes}`);
+  }
 }
 
 /** One table. Asking for a column that is not there is a fault of the two sides' versions, and says so. */
