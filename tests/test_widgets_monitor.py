@@ -10,6 +10,7 @@ import math
 import threading
 import time
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ import polars as pl
 import pytest
 import sessions as small
 import torch
+from monitor_fakes import fake_monitor
 from PIL import Image
 from test_control import TRAIN, At, later, until
 from test_widgets_wire import read
@@ -33,6 +35,7 @@ from nb_sae.widgets.picture import MAX_BYTES
 
 __all__ = ["built"]
 pytestmark = pytest.mark.usefixtures("built")
+FIXTURE = Path(__file__).parent / "fixtures" / "monitor.json"
 
 
 @pytest.fixture
@@ -298,6 +301,9 @@ def test_save_and_fork_from_the_browser_are_done_between_two_steps_and_noted(sto
     assert [one["ok"] for one in answers] == [True, True]
     assert [note["error"] for note in monitor.notes] == [False, False]
     assert "saved at step 6" in monitor.notes[0]["text"]
+    assert monitor.saved == [tmp_path / "one"]
+    assert str(tmp_path) not in json.dumps([monitor.notes, monitor.runs, monitor.about])
+    assert ask(monitor, "place", run=0)["folder"] == "runs/msae-2-4-32-latents-step-20"
     assert ns.Session.load(tmp_path / "one", device="cpu").step == 6
     [(name, fork)] = monitor.forks.items()
     assert name == "MSAE 2…4, 32 latents · learning_rate=0.0001"
@@ -549,3 +555,32 @@ def test_frames_of_a_look_can_be_packed_for_every_rule(store):
         tables = monitor.looks_header["tables"]
         assert tables["sample0"]["rows"] == 8
         assert isinstance(pl.DataFrame({"k": read(monitor.looks_header, monitor.looks, "levels0", "k")}), pl.DataFrame)
+
+
+# The contract with the browser's side
+
+
+def fixture() -> dict:
+    """A monitor of two runs as the browser gets it; names are hostile."""
+    monitor = fake_monitor(2, pictures=False, step=40)
+    monitor({"site": HOSTILE[0], "step": 7, "fvu_k4": 0.5, "loss": 0.25})
+    monitor._note("one", HOSTILE[1], error=True)
+    monitor._bring()
+    names = ("about", "runs", "notes", "points_header", "points", "looks_header", "looks", "thumbs_header", "thumbs")
+    state = {name: getattr(monitor, name) for name in names}
+    state["notes"] = [{**note, "at": 0.0} for note in state["notes"]]
+    binary = [name for name, value in state.items() if isinstance(value, bytes)]
+    return {
+        "state": {n: base64.b64encode(v).decode() if isinstance(v, bytes) else v for n, v in state.items()},
+        "binary": binary,
+    }
+
+
+def test_the_committed_fixture_is_what_python_writes():
+    committed = json.loads(FIXTURE.read_text(encoding="utf-8"))
+    made = json.loads(json.dumps(fixture()))
+    assert committed == made, "python tests/test_widgets_monitor.py writes it anew; vitest must then pass as well"
+
+
+if __name__ == "__main__":
+    FIXTURE.write_text(json.dumps(fixture(), ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -87,6 +88,9 @@ class TrainMonitor(Dashboard):
         title: str = "Training",
     ) -> None:
         self._inputs = MonitorInputs(inputs)
+        self.save_to = Path("runs" if save_to is None else save_to)
+        self.saved: list[Path] = []
+        """Folders that the button saved into."""
         self._chosen = _latents(latents)
         self._look = bool(look)
         self.forks: dict[str, Any] = {}
@@ -201,9 +205,12 @@ class TrainMonitor(Dashboard):
     # ── orders ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _respond(self, kind: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
-        if kind not in ("pause", "proceed", "stop", "save", "fork", "settings"):
+        if kind not in ("pause", "proceed", "stop", "save", "fork", "settings", "place"):
             return super()._respond(kind, request)
         run, session = self._reach(request.get("run"))
+        if kind == "place":
+            own = session.save_to
+            return {"folder": str(self.save_to / _slug(run.name, session.step) if own is None else own)}, []
         if kind == "settings":
             return {"settings": session.settings()}, []
         # The answer says that the order was heard; a note says what came of it at the border of a step.
@@ -212,7 +219,7 @@ class TrainMonitor(Dashboard):
             if not isinstance(folder, str) or not folder.strip():
                 raise WidgetError("Give a folder to save into, such as runs/one.")
             future = session.control.save(folder.strip())
-            self._tell_later(future, run, request, lambda where: f"saved at step {session.step:,} into {where}")
+            self._tell_later(future, run, request, lambda where: self._said_of_save(where, session.step))
         elif kind == "fork":
             self._fork(run, session, request)
         else:
@@ -247,6 +254,12 @@ class TrainMonitor(Dashboard):
 
         future.add_done_callback(keep)
         self._tell_later(future, run, request, lambda fork: self._said_of(fork))
+
+    def _said_of_save(self, folder: Path, step: int) -> str:
+        """Where it is, without the path of this machine: the note is saved with the notebook."""
+        self.saved.append(folder)
+        shown = "/".join(folder.parts[-2:]) if folder.is_absolute() else folder.as_posix()
+        return f"saved at step {step:,} into {shown} (monitor.saved[{len(self.saved) - 1}])"
 
     def _said_of(self, fork: Any) -> str:
         name = next(key for key, one in self.forks.items() if one is fork)
@@ -433,6 +446,11 @@ def _latents(latents: Any) -> list[int] | None:
 
 def _title(session: Any) -> str:
     return str(session.title)
+
+
+def _slug(name: str, step: int) -> str:
+    """A folder's name from a run's."""
+    return f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-') or 'run'}-step-{step}"
 
 
 def _value(text: Any) -> Any:

@@ -151,7 +151,6 @@ class Run:
             "left": max(0, steps - session.step) * batch_rows / rate if rate else None,
             "memory": session.held_bytes,
             "title": session.title,
-            "folder": "" if session.save_to is None else str(session.save_to),
         }
 
     def ended(self, error: BaseException | None) -> None:

@@ -25,8 +25,7 @@ session = small.start(Slow.from_tensor(small.rows()), train=train, on_log=monito
 """
 RUN = "session.run(progress=False)"
 ASK = """
-saved = [note["text"] for note in monitor.notes if "saved" in note["text"]][0].rpartition(" into ")[2]
-[fork] = monitor.forks.values()
+[saved], [fork] = monitor.saved, monitor.forks.values()
 print("stopped", session.stopped_early, fork.stopped_early, ns.Session.load(saved, device="cpu").step > 0,
       fork.train.learning_rate, max(len(run.points) for run in monitor._runs) > 10)
 """

@@ -143,7 +143,8 @@ function onChange(model: AnyModel, key: string, use: () => void): () => void {
 /** Find out whether the kernel hears while it trains, and say so where it does not, or where it went silent. */
 function listenFor(rpc: Rpc, state: State<View>, news: { at: number; count: number }, status: HTMLElement): () => void {
   let [asking, askedAt, open] = [false, Number.NEGATIVE_INFINITY, true];
-  const going = () => state.get("runs").some(goesOn);
+  // A run without a session is a loop of the user's own, which says nothing of its end.
+  const going = () => state.get("runs").some((run) => goesOn(run) && run.reachable);
   const tell = () => {
     // Updates that arrive prove a kernel, even one that has not answered: it is training.
     const alone = state.get("kernel") === "none" && news.count < 2;

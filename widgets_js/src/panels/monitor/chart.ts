@@ -97,7 +97,7 @@ export class LineChart {
     }
     const put = chart.log ? Math.log10 : (value: number) => value;
     const ends = [least(values), most(values)].map(put) as [number, number];
-    const [low, high] = chart.log ? scale(...ends) : scale(Math.min(0, ends[0]), Math.max(0, ends[1]));
+    const [low, high] = chart.log ? scale(...ends) : fromZero(...ends);
     const y = (value: number) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - (put(value) - low) / (high - low));
     const [from, to] = this.#range;
     this.#at = (value) => LEFT + ((value - from) / (to - from)) * (width - LEFT - RIGHT);
@@ -135,6 +135,12 @@ export class LineChart {
     svg.append(this.#cross);
     return svg;
   }
+}
+
+/** Ends of a linear axis, which holds 0; what is 0 throughout has an axis all the same. */
+function fromZero(low: number, high: number): [number, number] {
+  const [least, most] = [Math.min(0, low), Math.max(0, high)];
+  return most > least ? [least * 1.05, most * 1.05] : [0, 1];
 }
 
 /** A path; where many points share a pixel, the smallest and the largest of them. */

@@ -12,7 +12,7 @@ const MEASURES: { name: string; title: string; unit?: string; log?: boolean; tim
   { name: "fvu", title: "FVU of the batch, log scale", log: true },
   { name: "loss", title: "Loss, log scale", log: true },
   { name: "l0", title: "L0, active latents per row" },
-  { name: "dead", title: "Dead latents", unit: " %", times: 100 },
+  { name: "dead", title: "Dead latents, %", unit: " %", times: 100 },
   { name: "learning_rate", title: "Learning rate" },
   { name: "rate", title: "Rows per second" },
 ];

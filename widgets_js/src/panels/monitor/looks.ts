@@ -12,6 +12,9 @@ const [BELOW, ABOVE] = [
   [230, 126, 0],
 ] as const;
 
+/** Pixels of a line of text, beside which stands what it is about. */
+const LINE = 16;
+
 /** Rows and their reconstructions at each budget. */
 export function samplePanel(root: HTMLElement, { state }: Panel): () => void {
   return state.on(["looks", "chosen"], () => {
@@ -35,6 +38,7 @@ function sample(looks: Looks, one: Sample, ks: number[]): HTMLElement {
   const rows = [one.x, ...ks.map((_, at) => Array.from(one.xHat).slice(at * width, (at + 1) * width))];
   const canvas = h("canvas", { "aria-hidden": "true", class: "nbs-strips" });
   paint(canvas, rows);
+  canvas.style.height = `${LINE * rows.length}px`;
   const lines = ks.map((k, at) => {
     const share = one.explained[at] ?? Number.NaN;
     const bar = h("span", { class: "nbs-bar", "aria-hidden": "true" });
@@ -81,7 +85,7 @@ export function formingPanel(root: HTMLElement, { state }: Panel): () => void {
         { class: "nbs-note" },
         `Step ${count(step)}. The strongest of the same ${count(probe)} rows at every look; as a feature forms, they stay and become alike.`,
       ),
-      ...forming.map((one) => feature(looks, one, probe)),
+      h("div", { class: "nbs-samples" }, ...forming.map((one) => feature(looks, one, probe))),
     );
     if (!forming.length)
       root.append(none("No latent is active on at least two and at most a quarter of these rows yet."));
@@ -96,7 +100,7 @@ function feature(looks: Looks, one: Forming, probe: number): HTMLElement {
   const tiles = one.inputs.map((input, at) => tile(looks, input, sig3(one.acts[at] ?? 0)));
   return h(
     "section",
-    { class: "nbs-section" },
+    {},
     h("h4", {}, `Latent ${one.latent}`),
     h("p", { class: "nbs-note" }, `active on ${count(one.active)} of ${count(probe)} rows${stayed}`),
     of ? h("div", { class: "nbs-pictures" }, ...tiles) : none("Silent on these rows now."),

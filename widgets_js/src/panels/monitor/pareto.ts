@@ -147,5 +147,9 @@ function twin(curves: Curve[]): HTMLElement {
       return at ? sig3(at.fvu) : "–";
     }),
   ]);
-  return tableOf("FVU of each run at each k", ["run", ...ks.map((k) => `k = ${sig3(k)}`)], lines);
+  return tableOf(
+    "FVU of each run at each k",
+    ["run", ...ks.map((k) => `k = ${Number.isInteger(k) ? count(k) : sig3(k)}`)],
+    lines,
+  );
 }

@@ -10,7 +10,7 @@ const SHOWN_NOTES = 4;
 const COMMON = "learning_rate";
 
 export function steerPanel(root: HTMLElement, panel: Panel): () => void {
-  const { state, about } = panel;
+  const { state } = panel;
   const button = (text: string, act: () => void, extra: Record<string, string> = {}) => {
     const made = h("button", { type: "button", class: "nbs-button", ...extra }, text);
     listen(made, "click", act);
@@ -59,11 +59,12 @@ export function steerPanel(root: HTMLElement, panel: Panel): () => void {
   const close = (sent: Promise<unknown>, which: HTMLElement) => sent.then((answer) => answer && toggle(which));
   const save = button(
     "Save…",
-    () => {
-      const run = state.get("runs")[state.get("chosen")];
-      folder.value = run?.folder || `${about.folder}/${slug(run)}`;
+    async () => {
       toggle(saveForm);
-      if (!saveForm.hidden) folder.focus();
+      if (saveForm.hidden) return;
+      const answer = await send("place");
+      folder.value = String(answer?.folder ?? "");
+      folder.focus();
     },
     { "aria-expanded": "false" },
   );
@@ -117,11 +118,12 @@ export function steerPanel(root: HTMLElement, panel: Panel): () => void {
 function reason(run: Run | undefined, alone: boolean, hears: boolean | undefined): string {
   if (!run) return "";
   if (alone) return "A saved view: buttons need the kernel that trains.";
+  if (!run.reachable) return "Its session is gone; there is nothing to save or fork.";
   if (goesOn(run) && hears === undefined) return "Asking whether the kernel hears while it trains…";
   if (goesOn(run) && hears === false) {
     return "This kernel hears nothing while a cell runs (that needs ipykernel 7 and JupyterLab 4.4 or later). The notebook's stop button (■) ends the run after the step, and session.run() goes on.";
   }
-  return run.reachable ? "" : "Its session is gone; there is nothing to save or fork.";
+  return "";
 }
 
 function form(...parts: HTMLElement[]): HTMLElement {
@@ -130,12 +132,4 @@ function form(...parts: HTMLElement[]): HTMLElement {
     if (event.key === "Enter" && event.target instanceof HTMLInputElement) parts.at(-1)?.click();
   });
   return element;
-}
-
-function slug(run: Run | undefined): string {
-  const name = (run?.name ?? "run")
-    .toLowerCase()
-    .replace(/[^a-z0-9]+/g, "-")
-    .replace(/^-|-$/g, "");
-  return `${name || "run"}-step-${run?.step ?? 0}`;
 }

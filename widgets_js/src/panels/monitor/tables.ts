@@ -30,7 +30,6 @@ export interface Run {
   left?: number | null;
   memory?: number | null;
   title?: string;
-  folder?: string;
 }
 
 export interface Note {
@@ -46,7 +45,6 @@ export interface About {
   version: number;
   title: string;
   most: number;
-  folder: string;
 }
 
 /** The kept lines of one run. */
