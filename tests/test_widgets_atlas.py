@@ -16,6 +16,7 @@ from PIL import Image
 from test_widgets import ask, rows
 from widget_fakes import HOSTILE, built, fake_analysis
 
+import nb_sae as ns
 from nb_sae.analysis import schema
 from nb_sae.analysis.notes import Notes
 from nb_sae.errors import WidgetError
@@ -87,6 +88,16 @@ def test_given_columns_colour_by_category_or_number_and_missing_values_are_0():
     assert points.column("kind").codes[:4].tolist() == [1, 0, 1, 0]
     assert not points.column("score").codes.any()
     assert points.column("wide").codes[[0, 63]].tolist() == [1, 255]
+
+
+def test_the_map_says_how_it_was_made_and_what_it_keeps_beside_chance():
+    layout = ns.layout(np.random.default_rng(0).normal(size=(64, 8)))
+    dashboard = AtlasDashboard(fake_analysis(), layout)
+    about = dashboard.about["layout"]
+    assert about == {"method": "pca", "kept": layout.kept.value, "null": layout.kept.null, "k": 10}
+    assert "laid out by pca" in repr(dashboard)
+    own = AtlasDashboard(fake_analysis(), ring())
+    assert own.about["layout"] == {"method": "a frame of the user"}
 
 
 def test_without_a_layout_density_and_activation_are_the_axes_and_dead_latents_have_no_place():

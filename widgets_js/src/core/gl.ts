@@ -79,7 +79,7 @@ export class PointLayer {
 
   /** Somebody looks: draw with a context if one can be had. */
   wake(): void {
-    if (this.kind === "gl" || this.#failed) return;
+    if (this.kind === "gl" || this.#failed || (noHardware && this.how === "auto")) return;
     try {
       this.#use(new GlPainter(this.points, this.how === "gl", () => this.rest()));
     } catch {
@@ -108,6 +108,9 @@ export class PointLayer {
 
 /** Renderers that are the processor; not every browser counts them as a caveat. */
 const SOFTWARE = /swiftshader|llvmpipe|softpipe|software|basic render/i;
+
+/** Found once: to ask is to make a context. */
+let noHardware = false;
 
 function rendererOf(gl: WebGL2RenderingContext): string {
   const named = gl.getExtension("WEBGL_debug_renderer_info");
@@ -164,6 +167,7 @@ class GlPainter implements Painter {
     if (!gl) throw new Error("no WebGL2");
     this.#gl = gl;
     if (!software && SOFTWARE.test(rendererOf(gl))) {
+      noHardware = true;
       this.dispose();
       throw new Error("no hardware");
     }
