@@ -14,7 +14,7 @@ CHOSEN = """root => [...root.querySelectorAll('[aria-selected=true], h3, h4')]
     .filter((one) => one.getClientRects().length).map((one) => one.id + one.textContent).join('|')"""
 # The places of each list, grid or tree that Tab reaches, where it is more than one.
 STOPS = """root => [...root.querySelectorAll(
-        '[role=listbox], [role=tree], [role=grid], [role=radiogroup], .nbs-pictures[role=group], .nbs-strip[role=group]')]
+    '[role=listbox], [role=tree], [role=grid], [role=radiogroup], .nbs-pictures[role=group], .nbs-strip[role=group]')]
     .map((list) => [list, ...list.querySelectorAll('*')].filter((one) => one.tabIndex >= 0
         && one.getClientRects().length && !one.matches('button:not([role])')))
     .filter((stops) => stops.length > 1).map((stops) => stops.map((one) => one.outerHTML.slice(0, 80)))"""

@@ -11,6 +11,7 @@ import { textsPanel } from "../texts";
 import { note, type Panel, type Say } from "./shared";
 import { chainOf, KINDS, type Link, placeOf } from "./tables";
 
+const ASKING = "Asking the kernel …";
 const LATER_MS = 40;
 
 export function chainPanel(root: HTMLElement, panel: Panel, say: Say): () => void {
@@ -68,7 +69,9 @@ export function chainPanel(root: HTMLElement, panel: Panel, say: Say): () => voi
       await source.askCards(missing);
       if (mine === turn) draw();
     } catch (error) {
-      if (mine === turn) status.replaceChildren(errorCard("The cards of this chain could not be loaded.", error));
+      if (mine !== turn) return;
+      status.replaceChildren(errorCard("The cards of this chain could not be loaded.", error));
+      for (const one of strip.querySelectorAll("p")) if (one.textContent === ASKING) one.textContent = "–";
     } finally {
       if (mine === turn) strip.removeAttribute("aria-busy");
     }
@@ -115,9 +118,7 @@ function missing({ flow, state }: Panel, link: Link, card: Card | undefined): st
   if (!Object.keys(flow.about.analyses).length) return "";
   if (!flow.about.analyses[site]) return "No analysis was given for this site.";
   if (card) return "Never active on the analysed inputs.";
-  return state.get("kernel") === "none"
-    ? "Its card is not inside this saved view; a running kernel shows it."
-    : "Asking the kernel …";
+  return state.get("kernel") === "none" ? "Its card is not inside this saved view; a running kernel shows it." : ASKING;
 }
 
 /** The panels of the feature dashboard, which ask for no more than this. */
