@@ -9,6 +9,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from nb_sae.errors import FormatError
 from nb_sae.facts import KEY, MIME
 from nb_sae.reporting import drawing, figures
 from nb_sae.reporting.fitting import LIMIT_BYTES, RASTER, fitted
@@ -17,7 +18,7 @@ from nb_sae.reporting.pictures import Treatment, data_uri, decode_base64, treat,
 from nb_sae.reporting.text import Scrubber, joined, map_strings, printable, terminal_lines
 from nb_sae.reporting.widgets import VIEW_MIME, SavedWidgets, StaticPicture, static_picture, without_widgets
 
-_KEPT_METADATA = frozenset({"kernelspec", "language_info", "title", "authors"})
+_KEPT_METADATA: dict[str, type] = {"language_info": dict, "title": str, "authors": list}
 
 
 def shareable(
@@ -27,6 +28,9 @@ def shareable(
 
     Returns:
         The copy, and what was cut so that it is within `limit` bytes.
+
+    Raises:
+        FormatError: The notebook has a part that no Jupyter format allows; the message says where.
     """
     notebook = copy.deepcopy(notebook)
     facts = facts_in(notebook, scrub)
@@ -39,7 +43,9 @@ def shareable(
             cell.outputs = [outputs.shared(output) for output in cell.outputs]
             cell.metadata.pop("execution", None)
     without_widgets(notebook)
-    notebook.metadata = NotebookNode({key: value for key, value in notebook.metadata.items() if key in _KEPT_METADATA})
+    kept = {key: notebook.metadata[key] for key in _KEPT_METADATA if key in notebook.metadata}
+    kept = {key: value for key, value in kept.items() if isinstance(value, _KEPT_METADATA[key])}
+    notebook.metadata = NotebookNode(map_strings(kept, outputs.text))
     if facts:
         notebook.metadata[KEY] = facts
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -47,7 +53,14 @@ def shareable(
     for number, cell in enumerate(notebook.cells):
         cell.setdefault("id", f"cell-{number}")
     cut = fitted(notebook, limit)
-    nbformat.validate(notebook)
+    try:
+        nbformat.validate(notebook)
+    except nbformat.ValidationError as error:
+        where = "/".join(str(part) for part in getattr(error, "absolute_path", ())) or "notebook"
+        raise FormatError(
+            f"The notebook is not valid at {where}: {str(getattr(error, 'message', error))[:200]}. "
+            "Open and save it in JupyterLab, or repair that place."
+        ) from error
     return notebook, cut
 
 
