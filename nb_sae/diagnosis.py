@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import html
 import importlib.metadata
-import json
 import os
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.resources import files
@@ -22,11 +21,14 @@ from pathlib import Path
 from typing import Literal
 
 from nb_sae import __version__
+from nb_sae.front_end import Server, extension_version, installed_after, own_host
 
 Level = Literal["ok", "note", "problem"]
 
 _MARKS: dict[Level, str] = {"ok": "✓", "note": "·", "problem": "✗"}
-_SCRIPTS = ("feature.js", "feature.css", "concept.js", "concept.css", "report.js")
+_DASHBOARDS = ("feature", "concept", "bias", "attribution", "flow", "atlas", "monitor")
+_SCRIPTS = (*(f"{name}.{kind}" for name in _DASHBOARDS for kind in ("js", "css")), "shared.js", "report.js")
+_OLDEST_ANYWIDGET = [0, 9, 21]
 _LITTLE_DISK_GB, _NO_DISK_GB = 5.0, 1.0
 _SHOWN_PACKAGES = ("numpy", "polars", "transformers", "safetensors", "nbclient", "ipykernel")
 
@@ -84,7 +86,8 @@ class Diagnosis:
 def doctor() -> Diagnosis:
     """Look at packages, devices, both sides of the widget bridge, built files and disk.
 
-    Nothing is changed and nothing is fetched.
+    Nothing is changed, and nothing is fetched from the network; the Jupyter server on this machine is asked what it
+    hands to the browser.
     """
     found = (_python(), _packages(), _devices(), _widget_bridge(), _built_files(), _jupyter(), _disk())
     return Diagnosis(tuple(check for checks in found for check in checks))
@@ -176,39 +179,81 @@ def _memory_gb() -> str:
 
 
 def _widget_bridge() -> Iterator[Check]:
-    """Kernel side and browser side of the widgets, and whether they fit."""
-    yield _bridge("anywidget", "anywidget", _same_minor)
-    yield _bridge("ipywidgets", "@jupyter-widgets/jupyterlab-manager", _same_generation)
+    """Kernel side and browser side of the widgets, whether they fit, and what a saved notebook will show."""
+    host, server = own_host(), Server.of_this_kernel()
+    for package, extension in (("anywidget", "anywidget"), ("ipywidgets", "@jupyter-widgets/jupyterlab-manager")):
+        kernel = version_of(package)
+        if kernel is None:
+            yield Check(f"{package} (kernel)", "not installed in the kernel", "problem", f"pip install {package}")
+        elif host is not None:
+            yield Check(f"{package} (kernel)", f"{kernel}; {host} brings its own side for the browser")
+        else:
+            yield _bridge(package, extension, kernel, server)
+    if host is None and server is not None:
+        yield from _saved_state(server)
+        yield from _stale_tab(server)
+    yield from _hearing()
 
 
-def _bridge(package: str, extension: str, fits: Callable[[str, str], bool]) -> Check:
-    kernel, browser = version_of(package), extension_version(extension)
+def _bridge(package: str, extension: str, kernel: str, server: Server | None) -> Check:
+    """One package on both sides: the server is asked what it hands out, else this environment is looked at."""
     topic = f"{package} (kernel ↔ JupyterLab)"
-    if kernel is None:
-        return Check(topic, "not installed in the kernel", "problem", f"pip install {package}")
+    browser = extension_version(extension) if server is None else server.extension_version(extension)
+    where = "this environment" if server is None else "the running server"
     if browser is None:
-        found = f"{kernel} ↔ extension {extension} not found"
-        fix = f"Where the Jupyter server runs: pip install {package}=={kernel}, then reload the browser tab."
-        return Check(topic, found, "problem" if version_of("jupyterlab") else "note", fix)
-    found = f"{kernel} ↔ {browser}"
-    if not fits(kernel, browser):
-        fix = f"Where the Jupyter server runs: pip install {package}=={kernel}, then reload the browser tab."
-        return Check(topic, found + " do not fit", "problem", fix)
+        certain = server is not None or version_of("jupyterlab") is not None
+        found = f"{kernel} ↔ {where} has no extension {extension}"
+        return Check(topic, found, "problem" if certain else "note", _on_the_server(package, kernel))
+    found = f"{kernel} ↔ {browser}" + (f" ({where})" if server is not None else "")
+    if package == "anywidget" and not _same_minor(kernel, browser):
+        return Check(topic, found + " do not fit", "problem", _for_anywidget(kernel, browser))
+    if package == "ipywidgets" and not _same_generation(kernel, browser):
+        return Check(topic, found + " do not fit", "problem", _for_ipywidgets(kernel))
     return Check(topic, found)
 
 
-def extension_version(name: str) -> str | None:
-    """Version of a JupyterLab extension under the Jupyter data paths of this environment, or None."""
-    from jupyter_core.paths import jupyter_path
+def _on_the_server(package: str, kernel: str) -> str:
+    return f"Where the Jupyter server runs: pip install {package}=={kernel}, restart it, and reload the browser tab."
 
-    for folder in jupyter_path("labextensions"):
-        try:
-            package = json.loads((Path(folder) / name / "package.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(package, dict) and isinstance(package.get("version"), str):
-            return package["version"]
-    return None
+
+def _for_anywidget(kernel: str, browser: str) -> str:
+    """The server's side first; who cannot change it changes the kernel's, where that is new enough for us."""
+    fix = f"Where the Jupyter server runs: pip install anywidget=={kernel}, then reload the browser tab."
+    if _numbers(browser) < _OLDEST_ANYWIDGET:
+        return fix
+    return f"{fix} Where you cannot: pip install anywidget=={browser} for the kernel, and restart it."
+
+
+def _for_ipywidgets(kernel: str) -> str:
+    if _numbers(kernel)[0] < 8:
+        return "ipywidgets 7 does not reach this JupyterLab: pip install -U 'ipywidgets>=8', and restart the kernel."
+    return "Where the Jupyter server runs: pip install -U 'jupyterlab_widgets>=3', then reload the browser tab."
+
+
+def _saved_state(server: Server) -> Iterator[Check]:
+    saves = server.saves_state()
+    if saves:
+        yield Check("widget state", "JupyterLab saves it in the notebook: reopened, dashboards live without a kernel")
+    elif saves is not None:
+        fix = "Settings → Save Widget State Automatically; or share with: nb-sae report NOTEBOOK"
+        found = "JupyterLab does not save it (its default): reopened without a kernel, dashboards are pictures"
+        yield Check("widget state", found, "note", fix)
+
+
+def _stale_tab(server: Server) -> Iterator[Check]:
+    if installed_after("anywidget", server):
+        found = (
+            "anywidget was installed after the Jupyter server had started; tabs opened before that have an older one"
+        )
+        yield Check("browser tab", found, "note", "Reload the browser tab; if it stays, restart the Jupyter server.")
+
+
+def _hearing() -> Iterator[Check]:
+    """Whether a dashboard's buttons are heard while a cell runs."""
+    version = version_of("ipykernel")
+    if version is not None and _numbers(version)[0] < 7:
+        found = f"ipykernel {version}: what a dashboard asks is answered when the running cell has ended"
+        yield Check("while a cell runs", found, "note", "pip install -U 'ipykernel>=7', and restart the kernel.")
 
 
 def _same_minor(kernel: str, browser: str) -> bool:
@@ -232,9 +277,8 @@ def _built_files() -> Iterator[Check]:
         fix = "make widgets (needs Node 20 or later), or install the wheel, which carries them"
         yield Check("dashboards", f"not built: {', '.join(missing)}", "problem", fix)
     else:
-        sizes = [len((package / "widgets" / "static" / name).read_bytes()) for name in _SCRIPTS]
-        listed = ", ".join(f"{name} {size / 1000:.0f} KB" for name, size in zip(_SCRIPTS, sizes, strict=True))
-        yield Check("dashboards", f"built: {listed}")
+        size = sum(len((package / "widgets" / "static" / name).read_bytes()) for name in _SCRIPTS)
+        yield Check("dashboards", f"built: {', '.join(_DASHBOARDS)}; {len(_SCRIPTS)} files, {size / 1000:.0f} KB")
     for topic, part in (
         ("demo CLIP", "demo_clip/open_clip_model.safetensors"),
         ("demo LM", "demo_lm/model.safetensors"),

@@ -11,6 +11,7 @@ from playwright.sync_api import Locator, Page, expect
 
 ASK = "print('latent is', dashboard.latent)"
 SET = "dashboard.latent = 7"
+DOCTOR = "from nb_sae.diagnosis import _widget_bridge\nfor check in _widget_bridge(): print(check.level, check.found)"
 both_apps = pytest.mark.parametrize("app", ["lab/tree", "notebooks"], ids=["JupyterLab", "Notebook7"])
 
 
@@ -28,7 +29,7 @@ def picture(notebook: LabNotebook) -> Locator:
 def test_notebook7_live_dashboard_speaks_with_python(page: Page, lab: Lab, log: PageLog):
     """JupyterLab's turn is in test_feature_lab.py."""
     name = "notebook7-live.ipynb"
-    lab.write(name, [f"{SETUP}\ndashboard = {PICTURES}\ndashboard", ASK, SET])
+    lab.write(name, [f"{SETUP}\ndashboard = {PICTURES}\ndashboard", ASK, SET, DOCTOR])
     notebook = lab.open(page, name, app="notebooks")
     notebook.run(0)
     feature = FeaturePage(notebook.cell(0).locator(".nbs-feature"))
@@ -41,6 +42,10 @@ def test_notebook7_live_dashboard_speaks_with_python(page: Page, lab: Lab, log: 
     notebook.expect_text(1, "latent is 4")
     notebook.run(2)
     feature.expect_latent(7)
+    notebook.run(3)
+    for found in ("(the running server)", "note JupyterLab does not save it"):  # the doctor asks the server itself
+        notebook.expect_text(3, found)
+    assert "problem" not in notebook.text(3)
 
 
 @both_apps
