@@ -26,6 +26,8 @@ from nb_sae.widgets import runtime, wire
 
 STATIC = Path(__file__).parent / "static"
 _VIEW = "application/vnd.jupyter.widget-view+json"
+MOST_CHARS = 200_000
+"""A longer text in a request is refused before anything looks at it; a field's own limit may be lower."""
 
 
 def read_static(name: str) -> str:
@@ -80,6 +82,43 @@ class Dashboard(anywidget.AnyWidget):
         super().__init__(model_id=model_id, **own, **traits)
         self.on_msg(self._on_request)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Fails at the line that sets a trait to what it cannot be, tables that are damaged included.
+
+        Raises:
+            WidgetError: type, header or length are not what the trait needs.
+        """
+        self._check_tables(name, value)
+        try:
+            super().__setattr__(name, value)
+        except traitlets.TraitError:
+            trait = self.traits()[name]
+            given = f"{type(self).__name__}.{name} was set to {_short(repr(value))}, a {type(value).__name__}."
+            tables = isinstance(trait, traitlets.Dict | traitlets.Bytes | traitlets.List)
+            advice = " To show something else, make a dashboard of it." if tables else ""
+            raise WidgetError(f"{given} Expected {trait.info()}.{advice}") from None
+
+    def set_trait(self, name: str, value: Any) -> None:
+        """The same for what the browser sets."""
+        self._check_tables(name, value)
+        super().set_trait(name, value)
+
+    def _check_tables(self, name: str, value: Any) -> None:
+        if name.endswith("_header") and self.has_trait(name):
+            wire.check_header(value)
+        elif isinstance(value, bytes) and self.has_trait(f"{name}_header"):
+            wire.check_block(getattr(self, f"{name}_header"), value)
+
+    def set_state(self, sync_data: Any) -> None:
+        """Take what the browser chose; where that cannot be, the browser is told and shown what holds."""
+        before = {name: self._trait_values[name] for name in sync_data if name in self._trait_values}
+        try:
+            super().set_state(sync_data)
+        except (WidgetError, traitlets.TraitError) as error:
+            self._trait_values.update(before)
+            self.send_state(list(before))
+            self.send({"refused": _explain(error)})
+
     @property
     def _esm(self) -> str:
         return read_static("shared.js" if self._shared else f"{self._dashboard}.js")
@@ -93,7 +132,7 @@ class Dashboard(anywidget.AnyWidget):
     def _respond(self, kind: str, request: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
         """Answer one request. Raises `WidgetError` for what cannot be answered."""
         raise WidgetError(
-            f"{type(self).__name__} answers no request of kind {kind!r}. Update nb_sae and reload the page."
+            f"{type(self).__name__} answers no request of kind {_short(repr(kind))}. Update nb_sae and reload the page."
         )
 
     def _draw_picture(self) -> bytes:
@@ -133,15 +172,21 @@ class Dashboard(anywidget.AnyWidget):
 
     def _on_request(self, _widget: Any, content: Any, _buffers: Any) -> None:
         number = content.get("id") if isinstance(content, dict) else None
+        number = number if isinstance(number, int | float | str) and len(str(number)) < 100 else None
         try:
             reply, buffers = self._answer(content)
-        except Exception as error:  # an error is an answer: silence would leave the view waiting
-            reply, buffers = {"ok": False, "error": _explain(error)}, []
-        self.send({"id": number, **reply}, buffers)
+            self.send({"id": number, **reply}, buffers)
+        except BaseException as error:  # an error is an answer: silence would leave the view waiting
+            self.send({"id": number, "ok": False, "error": _explain(error)}, [])
+            if not isinstance(error, Exception):  # the stop button was pressed while this was computed
+                raise
 
     def _answer(self, content: Any) -> tuple[dict[str, Any], list[bytes]]:
         if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
             raise WidgetError(f"A request is {{id, kind, …}}, got {type(content).__name__}. Reload the page.")
+        long = next((len(one) for one in content.values() if isinstance(one, str) and len(one) > MOST_CHARS), 0)
+        if long:
+            raise WidgetError(f"The text has {long:,} characters; at most {MOST_CHARS:,} are read. Give a shorter one.")
         if content["kind"] == "ping":
             return {"ok": True}, []
         if content["kind"] == "script" and self._shared is not None:
@@ -196,12 +241,16 @@ class Dashboard(anywidget.AnyWidget):
         return f"<{self._summary()}>"
 
 
-def _explain(error: Exception) -> dict[str, str]:
+def _explain(error: BaseException) -> dict[str, str]:
     if isinstance(error, NbSaeError):
-        return {"cause": str(error), "fix": "", "details": ""}
+        return {"cause": _short(str(error), 1_000), "fix": "", "details": ""}
     details = "".join(traceback.format_exception(error))
     return {
-        "cause": f"{type(error).__name__}: {error}",
+        "cause": _short(f"{type(error).__name__}: {error}", 1_000),
         "fix": "The kernel could not answer. Run the cell of this dashboard again; if it stays, report the details.",
         "details": details,
     }
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -10,6 +10,7 @@ holds both to one contract.
 from __future__ import annotations
 
 import json
+import operator
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,6 +53,60 @@ def pack(tables: Mapping[str, pl.DataFrame]) -> tuple[dict[str, Any], bytes]:
         columns = [_column(block, f"{name}.{series.name}", series) for series in frame.get_columns()]
         header["tables"][name] = {"rows": frame.height, "columns": columns}
     return header, block.bytes()
+
+
+def check_header(header: Any) -> None:
+    """Refuse what is no header of tables or of pictures; an empty one speaks of nothing.
+
+    Raises:
+        WidgetError: it is of another version, or a table or a column in it lacks a part.
+    """
+    try:
+        if not header:
+            return
+        if "ends" in header and "tables" not in header:
+            ends = [operator.index(end) for end in header["ends"]]
+            if ends != sorted(ends) or (ends and ends[0] < 0):
+                raise WidgetError(f"The ends of the pictures do not ascend: {ends[:6]} …. Use wire.pack_thumbs.")
+            return
+        if header["version"] != WIRE_VERSION:
+            raise WidgetError(f"The header has version {header['version']!r}, expected {WIRE_VERSION}. Use wire.pack.")
+        _reach(header)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WidgetError(f"This is no header of tables: {_short(error)}. Use wire.pack(tables).") from None
+
+
+def check_block(header: Mapping[str, Any], block: bytes) -> None:
+    """Refuse bytes that are not as long as their header says.
+
+    Raises:
+        WidgetError: they are shorter or longer.
+    """
+    if not header:
+        return
+    wanted = _reach(header) if "tables" in header else int((header["ends"] or [0])[-1])
+    if len(block) != wanted:
+        raise WidgetError(
+            f"{len(block):,} bytes were given, the header speaks of {wanted:,}: they do not belong together. Set both "
+            "from one wire.pack(tables), the header first."
+        )
+
+
+def _reach(header: Mapping[str, Any]) -> int:
+    """Bytes that the tables of a header take, the padding of the last column included."""
+    sizes = {code: np.dtype(target).itemsize for code, target in _FIXED.values()} | {"json": 1}
+    ends = [0]
+    for table in header["tables"].values():
+        for column in table["columns"]:
+            ends.append(column["offset"] + column["length"] * sizes[column["dtype"]])
+            if "ends" in column:
+                ends.append(column["ends"] + table["rows"] * 4)
+    return -(-max(ends) // _ALIGN) * _ALIGN
+
+
+def _short(value: object) -> str:
+    said = str(value)
+    return said if len(said) <= 80 else f"{said[:80]}…"
 
 
 def quantise(values: np.ndarray, low: float, high: float) -> np.ndarray:
