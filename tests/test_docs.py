@@ -101,6 +101,27 @@ def test_a_view_without_a_block_of_its_own_is_refused(text):
         pages.examples(text)
 
 
+@pytest.mark.parametrize(
+    ("code", "why"), [("1 / 0", "block 1: ZeroDivisionError"), ("3", "ends with no dashboard. Its last line has to be")]
+)
+def test_a_gallery_whose_code_gives_no_view_is_refused(tmp_path, code, why):
+    page = tmp_path / "gallery.md"
+    page.write_text(f"```python\n{code}\n```\n<!-- view: one 300 -->\n")
+    pages = script("pages")
+    with pytest.raises(pages.DocsError, match=why):
+        pages.make_gallery(page, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "one.html").exists()
+
+
+def test_links_between_notebooks_and_to_pages_lead_to_their_html():
+    pages = script("pages")
+    text = "[a](02_b.ipynb) [c](../docs/naming.md) [d](https://x.org/e.ipynb) [f](#part)"
+    marked = pages._NEAR.sub(pages._marked, text)
+    assert marked == "[a](#nbsae-tutorial-02_b) [c](#nbsae-page-naming) [d](https://x.org/e.ipynb) [f](#part)"
+    shown = '<a href="#nbsae-tutorial-02_b">a</a><a href="#nbsae-page-naming">c</a>'
+    assert pages._MARK.sub(pages._unmarked, shown) == '<a href="02_b.html">a</a><a href="../naming.html">c</a>'
+
+
 def test_every_public_name_is_on_one_page_of_the_reference():
     reference = script("reference")
     listed = [name for names in reference.sections().values() for name in names]

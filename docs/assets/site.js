@@ -1,6 +1,7 @@
 // Saved views take the theme of the page and are as high as what they show. From a folder a browser keeps frames apart:
 // then they follow the system's theme and keep the height that the page gives them.
 (() => {
+  document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
   const inside = (frame) => {
     try {
       return frame.contentDocument;

@@ -35,15 +35,19 @@ _PUBLIC = re.compile(r"<code>(?P<said>ns\.(?P<name>[A-Za-z_]\w*)[^<]*)</code>")
 
 def on_config(config: Any) -> Any:
     """Fill in the parts of the navigation that are written down elsewhere: the public names, the repository."""
-    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
     for entry in config.nav:
-        if "Project" in entry and "Repository" in urls:
+        if "Project" in entry:
             # Not `repo_url`: the theme would ask the host of the repository for its number of stars.
-            entry["Project"].append({"Repository": urls["Repository"]})
+            entry["Project"].append({"Repository": repository()})
         if "Reference" in entry:
             entry["Reference"] = ["reference/index.md", *(f"reference/{name}.md" for name in sections())]
             entry["Reference"].append("reference/command_line.md")
     return config
+
+
+def repository() -> str:
+    """Address of the repository, which pyproject.toml alone says."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -69,6 +73,7 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Put saved views and measured sizes where a page asks for them."""
     del config, files
+    markdown = markdown.replace("<this repository>", repository())
     if "<!-- sizes -->" in markdown:
         if not (table := scripts_table()):
             log.warning("The scripts of the dashboards are not built. Run: make widgets")

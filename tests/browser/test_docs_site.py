@@ -8,6 +8,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import axe
 import pytest
 from page_log import PageLog
 from playwright.sync_api import Browser, Page, expect
@@ -99,12 +100,15 @@ def test_the_search_works_from_a_folder(page: Page, address: str, outside: list[
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_fit_a_phone_and_a_desk_in_both_themes(browser: Browser, address: str, scheme, screens: Path):
+def test_pages_fit_a_phone_and_a_desk_and_axe_finds_nothing_serious(
+    browser: Browser, address: str, scheme, screens: Path
+):
     context = browser.new_context(color_scheme=scheme, reduced_motion="reduce")
     page = context.new_page()
-    for name in ("index", "concepts/flow", "metrics", "reference/dashboards", "sizes"):
+    for name in ("index", "concepts/flow", "metrics", "reference/errors"):
         page.goto(f"{address}/{name}.html")
         expect(page.locator("h1").first).to_be_visible()
+        assert axe.findings(page, "body") == [], name
         for width in (390, 1280):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (name, width)
