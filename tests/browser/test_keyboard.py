@@ -45,6 +45,8 @@ def test_the_keys_of_all_dashboards_work_in_each(page: Page, kind: str):
         page.keyboard.press("[")
         page.evaluate("() => nbsae.frames()")
         assert root.evaluate(CHOSEN) == first
+    if "/" not in KINDS[kind].keys:
+        return
     page.keyboard.press("/")
     page.keyboard.press("ArrowDown")
     assert root.evaluate("root => document.activeElement.matches('input, [role=listbox]') && " + FOCUS_INSIDE[8:])
@@ -81,7 +83,7 @@ def test_arrows_move_in_every_list_that_is_seen(page: Page, kind: str):
     lists = root.locator("[role=listbox]:visible").all()[:4]
     assert lists
     for one in lists:
-        one.focus()
+        one.evaluate("list => (list.tabIndex < 0 ? list.querySelector('[tabindex=\"0\"]') : list).focus()")
         before = root.evaluate(CHOSEN)
         for key in ("ArrowDown", "ArrowRight", "ArrowUp", "ArrowLeft"):
             page.keyboard.press(key)
