@@ -354,3 +354,49 @@ def test_widget_metadata_without_state_is_read(tmp_path: Path):
         made.metadata["widgets"] = widgets
         assert "words" in read_page(ns.report(saved(tmp_path, made))).text
         assert "widgets" not in valid(tmp_path / "made.shared.ipynb").metadata
+
+
+MALFORMED = {
+    "no data": {"output_type": "display_data"},
+    "no text": {"output_type": "stream", "name": "stdout"},
+    "no kind": {"output_type": "of the future", "data": {}},
+    "no traceback": {"output_type": "error"},
+    "numbers": {"output_type": "display_data", "data": {"text/html": 5, "image/png": 7}, "metadata": {}},
+    "no metadata": {"output_type": "display_data", "data": {"text/plain": "shown all the same"}},
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_an_output_that_the_format_does_not_know_takes_no_other_with_it(tmp_path: Path, name: str):
+    made = notebook(code("x", stream("before")), code("y", stream("after")))
+    made.cells[0].outputs.append(MALFORMED[name])
+    made.cells[1].metadata["tags"] = 5
+    made.metadata |= {"title": ["no text"], "authors": "no list", "kernelspec": "no dict", "language_info": 3}
+    text = read_page(ns.report(saved(tmp_path, made))).text
+    assert "before" in text
+    assert "after" in text
+    assert ("shown all the same" in text) is (name == "no metadata")
+    shared = valid(tmp_path / "made.shared.ipynb")
+    assert not {"title", "authors"} & set(shared.metadata)
+
+
+def test_a_cell_that_the_format_does_not_know_is_refused_by_its_place(tmp_path: Path):
+    made = notebook(code("x"), markdown("y"))
+    made.cells[1]["cell_type"] = "of the future"
+    with pytest.raises(FormatError, match="not valid at cells/1"):
+        ns.report(saved(tmp_path, made))
+
+
+def test_models_are_followed_through_lists_mappings_and_circles(tmp_path: Path):
+    """What a shown dashboard refers to is kept, wherever the reference stands; a large stale model costs nothing."""
+    models = {
+        "m1": widget_model(deep={"list": [1, {"a": "anywidget:m2"}]}),
+        "m2": widget_model(esm="export default { a: 2 }", back="IPY_MODEL_m1", next=["IPY_MODEL_m3"]),
+        "m3": widget_model(esm="export default { a: 3 }", itself="anywidget:m3", gone="anywidget:never-there"),
+        "stale": widget_model(esm="export default { a: 4 }", refers="anywidget:m1", bulk="x" * 3_000_000),
+    }
+    made = with_widgets(notebook(code("a", shown(view={"model_id": "m1"}))), **models)
+    page = read_page(ns.report(saved(tmp_path, made)))
+    assert sorted(page.state()["models"]) == ["m1", "m2", "m3"]
+    assert len(page.modules()) == 3
+    assert len(page.source) < 300_000

@@ -18,7 +18,8 @@ from nb_sae.reporting.browser import require_browser
 from nb_sae.reporting.markup import Markup
 from nb_sae.reporting.page import CodeShown, PageOptions, build_page, title_of
 from nb_sae.reporting.pictures import Treatment
-from nb_sae.reporting.run import Step, Stop, execute, print_steps, read_notebook, with_parameters
+from nb_sae.reporting.reading import read_notebook
+from nb_sae.reporting.run import Step, Stop, execute, print_steps, with_parameters
 from nb_sae.reporting.shareable import shareable
 from nb_sae.reporting.text import Scrubber
 

@@ -29,7 +29,7 @@ from nbformat import NotebookNode
 from traitlets import default
 from traitlets.config import Config
 
-from nb_sae.errors import ConfigError, FormatError, InputNotFoundError, ReportError, closest
+from nb_sae.errors import ConfigError, FormatError, ReportError, closest
 from nb_sae.facts import KEY
 from nb_sae.reporting.text import joined
 
@@ -62,26 +62,6 @@ class Stop:
     reason: str
     """One line."""
     interrupted: bool = False
-
-
-def read_notebook(path: Path) -> NotebookNode:
-    """Read an `.ipynb` of format 4, upgrading an older one.
-
-    Raises:
-        InputNotFoundError: There is no such file.
-        FormatError: It is not a notebook.
-    """
-    if not path.is_file():
-        raise InputNotFoundError(f"{path} is not a file. Give the path of an .ipynb notebook.")
-    try:
-        notebook = nbformat.read(path, as_version=4)
-        for cell in notebook.cells:
-            joined(cell.source)
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError, nbformat.reader.NotJSONError) as error:
-        raise FormatError(
-            f"{path} is not a Jupyter notebook ({type(error).__name__}). Expected an .ipynb file of nbformat 4."
-        ) from error
-    return notebook
 
 
 def with_parameters(notebook: NotebookNode, parameters: Mapping[str, Any]) -> NotebookNode:
@@ -189,13 +169,15 @@ class _Client(NotebookClient):
 
     async def async_execute_cell(self, cell: NotebookNode, cell_index: int, *args: Any, **options: Any) -> NotebookNode:
         """Run a cell; after the last one, or the one that ends the run, ask before the kernel is shut down."""
-        ended = True
         try:
             done = await super().async_execute_cell(cell, cell_index, *args, **options)
-            ended = cell_index == len(self.nb.cells) - 1
-        finally:
-            if ended:
-                self.facts = await self._asked()
+        except DeadKernelError:
+            raise
+        except BaseException:
+            self.facts = await self._asked()
+            raise
+        if cell_index == len(self.nb.cells) - 1:
+            self.facts = await self._asked()
         return done
 
     async def _asked(self) -> dict[str, Any]:
