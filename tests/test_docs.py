@@ -12,7 +12,9 @@ import textwrap
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import nb_sae as ns
 import nb_sae.sae.training
@@ -111,6 +113,19 @@ def test_a_gallery_whose_code_gives_no_view_is_refused(tmp_path, code, why):
     with pytest.raises(pages.DocsError, match=why):
         pages.make_gallery(page, tmp_path / "out", progress=False)
     assert not (tmp_path / "out" / "one.html").exists()
+
+
+def test_a_tutorial_that_is_run_for_the_site_shows_what_it_computes_and_leads_back(tmp_path, monkeypatch):
+    pages = script("pages")
+    cells = [new_markdown_cell("# One\n\nNext: [two](02_two.ipynb)"), new_code_cell("print(6 * 7)")]
+    nbformat.write(new_notebook(cells=cells), tmp_path / "01_one.ipynb")
+    monkeypatch.setattr(pages, "NOTEBOOKS", tmp_path)
+    (page,) = pages.make_tutorials(tmp_path / "out", run=True)
+    text = page.read_text(encoding="utf-8")
+    assert ">42\n<" in text
+    assert 'href="02_two.html"' in text
+    assert 'href="../tutorials.html"' in text
+    assert str(tmp_path) not in text
 
 
 def test_links_between_notebooks_and_to_pages_lead_to_their_html():
