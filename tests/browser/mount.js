@@ -56,7 +56,7 @@
     revokeObjectURL.call(URL, url);
   };
 
-  const bytes = (text) => new DataView(Uint8Array.from(atob(text), (char) => char.charCodeAt(0)).buffer);
+  const bytes = (text) => new DataView(Uint8Array.fromBase64(text).buffer);
 
   /** The buffers of a saved state, decoded once: what reading them costs is the host's matter. */
   const decoded = new WeakMap();
@@ -169,6 +169,8 @@
       model.held.splice(0).forEach((content) => void model.send(content));
     },
     set: (name, value) => views.at(-1).model.set(name, value),
+    /** A message of the kernel that nobody asked for. */
+    tell: (content, buffers = []) => views.at(-1).model.emit("msg:custom", content, buffers),
     /** What exists now and would be left behind by a view that is gone. */
     left: () => ({
       model: window.nbsae.kept ?? 0,

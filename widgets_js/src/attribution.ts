@@ -3,7 +3,7 @@
 import { bdi, h } from "./core/dom";
 import { errorCard, ShownError } from "./core/errors";
 import { count, sig3, visible } from "./core/format";
-import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
+import { type AnyModel, attempt, dashboard, type Life, onTrait } from "./core/host";
 import { keySheet } from "./core/keys";
 import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
@@ -194,7 +194,8 @@ function sourceOf(model: AnyModel, rpc: Rpc, life: Life, about: About, tables: R
   const own = new Thumbs(model.get("thumbs_header"), model.get("thumbs"));
   const inputs = inputsOf(tables, about.saved, own);
   const header = model.get("direct_header") as { tables?: object };
-  const cells = cellsOf(header.tables ? unpack(header, model.get("direct")).cells : undefined);
+  const read = () => cellsOf(header.tables ? unpack(header, model.get("direct")).cells : undefined);
+  const cells = attempt(life, read, []);
   const thumbs = [own];
   life.add(() => {
     for (const one of thumbs) one.dispose();

@@ -2,11 +2,11 @@
 
 import { bdi, h } from "./core/dom";
 import { count, visible } from "./core/format";
-import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
+import { type AnyModel, attempt, dashboard, type Life, onTrait } from "./core/host";
 import { keySheet } from "./core/keys";
 import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
-import { unpack } from "./core/wire";
+import { NOTHING, unpack } from "./core/wire";
 import { behindPanel } from "./panels/bias/behind";
 import { cardPanel } from "./panels/bias/card";
 import { errorsPanel } from "./panels/bias/errors";
@@ -157,14 +157,13 @@ function keys(root: HTMLElement, { report, state }: Panel): () => void {
 /** Details and pictures: saved ones from the traits, the others from the kernel. */
 function source(model: AnyModel, rpc: Rpc, life: Life, report: Report): Source {
   const inputs = new Inputs();
-  const { inputs: table } = unpack(model.get("inputs_header"), model.get("inputs"));
-  if (table) inputs.add(table, model.get("thumbs_header"), model.get("thumbs"));
+  const get = (key: string) => model.get(key);
+  const table = attempt(life, () => unpack(get("inputs_header"), get("inputs")).inputs, undefined);
+  if (table) attempt(life, () => inputs.add(table, get("thumbs_header"), get("thumbs")), undefined);
   life.add(() => inputs.dispose());
-  const saved = new Details(
-    model.get("details_header"),
-    model.get("details"),
-    (concept) => concept >= 0 && concept < report.about.saved,
-  );
+  const inside = (concept: number) => concept >= 0 && concept < report.about.saved;
+  const none = new Details(NOTHING, new ArrayBuffer(), () => false);
+  const saved = attempt(life, () => new Details(get("details_header"), get("details"), inside), none);
   const asked = new Map<number, Details>();
   return {
     inputs,

@@ -2,7 +2,7 @@
 
 import { bdi, h } from "./core/dom";
 import { visible } from "./core/format";
-import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
+import { type AnyModel, attempt, dashboard, type Life, onTrait } from "./core/host";
 import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { unpack } from "./core/wire";
@@ -86,8 +86,8 @@ function source(model: AnyModel, rpc: Rpc, life: Life, about: About): Source {
       model.get(`${name}_thumbs_header`),
       model.get(`${name}_thumbs`),
     ] as const;
-  const cards = new CardSet(...of("cards"));
-  const saved = about.edits ? new Answers(...of("answers")) : undefined;
+  const cards = attempt(life, () => new CardSet(...of("cards")), new CardSet());
+  const saved = about.edits ? attempt(life, () => new Answers(...of("answers")), undefined) : undefined;
   const kept: Answers[] = [];
   life.add(() => {
     cards.dispose();

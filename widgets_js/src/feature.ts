@@ -2,7 +2,7 @@
 
 import { bdi, h } from "./core/dom";
 import { visible } from "./core/format";
-import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
+import { type AnyModel, attempt, dashboard, type Life, onTrait } from "./core/host";
 import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { unpack } from "./core/wire";
@@ -78,12 +78,9 @@ export default dashboard((model, el, life) => {
 
 /** Cards: saved ones from the traits, the others from the kernel. */
 function source(model: AnyModel, rpc: Rpc, life: Life): Source {
-  const saved = new CardSet(
-    model.get("saved_header"),
-    model.get("saved"),
-    model.get("thumbs_header"),
-    model.get("thumbs"),
-  );
+  const get = (key: string) => model.get(key);
+  const own = () => new CardSet(get("saved_header"), get("saved"), get("thumbs_header"), get("thumbs"));
+  const saved = attempt(life, own, new CardSet());
   const kept = new Map<number, { set: CardSet; card: Card }>();
   life.add(() => {
     saved.dispose();

@@ -3,11 +3,11 @@
 import { attr, bdi, h } from "./core/dom";
 import { errorCard } from "./core/errors";
 import { count, visible } from "./core/format";
-import { type AnyModel, dashboard, type Life } from "./core/host";
+import { type AnyModel, attempt, dashboard, type Life } from "./core/host";
 import { keySheet } from "./core/keys";
 import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
-import { block, type Header, type Table, Thumbs, unpack } from "./core/wire";
+import { block, type Header, NOTHING, type Table, Thumbs, unpack } from "./core/wire";
 import { chainPanel } from "./panels/flow/chain";
 import { detailPanel } from "./panels/flow/detail";
 import { graphPanel } from "./panels/flow/graph";
@@ -191,14 +191,9 @@ function pages(rpc: Rpc, { flow, state }: Panel, saved: Graph, failed: HTMLEleme
 
 /** Cards, search, trees and steering: saved ones from the traits, the others from the kernel. */
 function source(model: AnyModel, rpc: Rpc, life: Life, flow: Flow, saved: Graph): Source {
-  const kept: CardSets[] = [
-    new CardSets(
-      model.get("cards_header"),
-      model.get("cards"),
-      model.get("cards_thumbs_header"),
-      model.get("cards_thumbs"),
-    ),
-  ];
+  const get = (key: string) => model.get(key);
+  const own = () => new CardSets(get("cards_header"), get("cards"), get("cards_thumbs_header"), get("cards_thumbs"));
+  const kept = [attempt(life, own, new CardSets(NOTHING))];
   const thumbs: Thumbs[] = [];
   life.add(() => {
     for (const one of [...kept, ...thumbs]) one.dispose();
@@ -211,7 +206,7 @@ function source(model: AnyModel, rpc: Rpc, life: Life, flow: Flow, saved: Graph)
           (table?.columns ?? []).map((name) => [name, table?.numbers(name)[row] ?? 0]),
         ) as unknown as Pair,
     );
-  const { tree } = unpack(model.get("tree_header"), model.get("tree"));
+  const tree = attempt(life, () => unpack(get("tree_header"), get("tree")).tree, undefined);
   const name = (key: number) => flow.sites[placeOf(key).site]?.name;
   return {
     card: (key) => {
@@ -283,7 +278,7 @@ function steered({ sides, metrics, note }: Record<string, Table>, pictures: Thum
 class CardSets {
   readonly #sets = new Map<number, CardSet>();
 
-  constructor(header: unknown, bytes: unknown, thumbsHeader: unknown, thumbs: unknown) {
+  constructor(header: unknown, bytes?: unknown, thumbsHeader?: unknown, thumbs?: unknown) {
     const { version, tables } = header as Header;
     const sites = new Set(Object.keys(tables).map((name) => Number(name.split("/")[0])));
     const own = sites.size ? block(bytes) : undefined;

@@ -125,6 +125,16 @@ function hideTwin(id: unknown): Disposer {
   return () => style.remove();
 }
 
+/** What `make` gives; where it fails, the dashboard says so and goes on with `otherwise`. */
+export function attempt<T>(life: Life, make: () => T, otherwise: T): T {
+  try {
+    return make();
+  } catch (error) {
+    life.fail?.(error);
+    return otherwise;
+  }
+}
+
 /** Run `use` with the trait now and after every change; the returned function stops it. */
 export function onTrait(model: AnyModel, key: string, use: (value: unknown) => void): Disposer {
   const run = () => use(model.get(key));

@@ -126,6 +126,9 @@ export function block(bytes: unknown): ArrayBuffer {
   throw new Error("This host gave no bytes for a table. Run the cell again.");
 }
 
+/** The header of no table, for what could not be read. */
+export const NOTHING: Header = { version: WIRE_VERSION, tables: {} };
+
 /** All tables of one message or trait. Throws a `ShownError` for what is cut off or was never a table. */
 export function unpack(header: unknown, bytes: unknown): Record<string, Table> {
   const { version, tables } = (header ?? {}) as Header;

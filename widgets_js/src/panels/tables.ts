@@ -137,10 +137,12 @@ export class CardSet {
   readonly #thumbs: Thumbs;
   readonly #tables: Record<string, Table>;
 
-  constructor(header: unknown, bytes: unknown, thumbsHeader: unknown, thumbs: unknown) {
-    this.#tables = unpack(header, bytes);
+  /** Without anything, a set of no cards. */
+  constructor(header?: unknown, bytes?: unknown, thumbsHeader?: unknown, thumbs?: unknown) {
+    this.#tables = header ? unpack(header, bytes) : {};
     this.#thumbs = new Thumbs(thumbsHeader, thumbs);
-    this.#rows = new Map([...this.#table("cards").numbers("latent")].map((latent, row) => [latent, row]));
+    const latents = header ? this.#table("cards").numbers("latent") : [];
+    this.#rows = new Map([...latents].map((latent, row) => [latent, row]));
   }
 
   has(latent: number): boolean {
