@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "browser"), str(ROOT /
 
 PAINT_BOUND_MS, ACT_BOUND_MS, HEAP_BOUND = 300.0, 100.0, 5_000_000
 PAINTS, ROUNDS, CYCLES, WARM_UP = 12, 24, 200, 10
-LATENTS = 16_384
+LATENTS, POINTS = 16_384, 100_000
 
 # Steps that dashboards share; each does one thing to `root` and says whether there was something to do.
 STEPS = {
@@ -65,8 +65,9 @@ STEPS = {
         };
     }""",
     "turn a switch": """root => {
-        const all = [...root.querySelectorAll('.nbs-segments button[aria-pressed=false]:not(:disabled)')];
-        const one = all.filter((button) => button.offsetParent)[Math.floor(Math.random() * all.length)];
+        const every = [...root.querySelectorAll('.nbs-segments button[aria-pressed=false]:not(:disabled)')];
+        const all = every.filter((button) => button.offsetParent);
+        const one = all[Math.floor(Math.random() * all.length)];
         return one && (() => one.click());
     }""",
     "move a slider": """root => {
@@ -113,6 +114,7 @@ class Large:
 
 def large() -> dict[str, Large]:
     """One of each kind."""
+    import polars as pl
     from bias_fakes import fake_bias
     from flow_fakes import fake_flow
     from kinds import KINDS
@@ -120,6 +122,7 @@ def large() -> dict[str, Large]:
     from test_widgets_concept import FakeEditor
     from widget_fakes import _latents, fake_analysis
 
+    from nb_sae.widgets.atlas import AtlasDashboard
     from nb_sae.widgets.attribution import AttributionStrip
     from nb_sae.widgets.bias import BiasDashboard
     from nb_sae.widgets.concept import ConceptDashboard
@@ -138,6 +141,11 @@ def large() -> dict[str, Large]:
         editor: Any = FakeEditor()
         return ConceptDashboard(wide("pooled"), _many_names(LATENTS), editor=editor)
 
+    def atlas() -> Any:
+        places = np.random.default_rng(0).normal(size=(2, POINTS))
+        layout = pl.DataFrame({"latent": range(POINTS), "x": places[0], "y": places[1]})
+        return AtlasDashboard(wide("patches", POINTS), layout)
+
     prompt = [f" word{number}" for number in range(512)]
     found = {
         "feature-image": Large(lambda: FeatureDashboard(wide("patches"), names=names()), f"{LATENTS:,} latents, named"),
@@ -154,6 +162,7 @@ def large() -> dict[str, Large]:
             "512 tokens",
         ),
         "attribution-image": Large(KINDS["attribution-image"].make, "8 × 8 patches"),
+        "atlas": Large(atlas, f"{POINTS:,} points"),
         "flow": Large(lambda: FlowDashboard(fake_flow(12, 1024, modules=False, top=8)), "13 sites × 1,024 latents"),
     }
     others = {name: Large(kind.make, "as in the tests") for name, kind in KINDS.items() if name not in found}

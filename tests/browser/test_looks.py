@@ -84,3 +84,20 @@ def test_motion_is_for_those_who_have_not_asked_to_be_spared_it(page: Page, wish
     assert root.locator(".nbs-ghost").count() > 0
     moving = page.evaluate("() => document.getAnimations().length")
     assert (moving == 0) == (wish == "reduce")
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell"), [("attribution-text", ".nbs-cell"), ("feature-text", ".nbs-token[data-value]")]
+)
+def test_strength_is_seen_without_colours(page: Page, kind: str, cell: str):
+    page.emulate_media(forced_colors="active")
+    root = MountPage(page).mount(KINDS[kind].make())
+    lines = root.locator(cell).evaluate_all(
+        """cells => cells.map((one) => {
+            const style = getComputedStyle(one);
+            const line = Math.max(parseFloat(style.borderTopWidth), parseFloat(style.borderBottomWidth));
+            return [Number(style.getPropertyValue('--share')), line];
+        }).sort((a, b) => a[0] - b[0])"""
+    )
+    assert lines[0][1] < lines[-1][1]
+    assert [line for _, line in lines] == sorted(line for _, line in lines)
