@@ -12,6 +12,7 @@ from kinds import KINDS
 from mounted import Kernel, MountPage
 from playwright.sync_api import Locator, Page, expect
 from strip_fakes import fake_attribution
+from test_looks import MOST_SHIFT, WATCH_SHIFTS
 from widget_fakes import fake_analysis
 
 from nb_sae.widgets.attribution import AttributionStrip
@@ -64,11 +65,16 @@ def test_waiting_is_said_then_why_and_the_answer_ends_it(page: Page, kind: str):
     _, root = asked(page, kind, "held")
     expect(root).to_contain_text(re.compile("sking the kernel …"))
     expect(root).to_contain_text(BUSY, timeout=5_000)
+    before = root.bounding_box()
+    page.evaluate(WATCH_SHIFTS)
     page.evaluate("() => nbsae.release()")
     expect(root).not_to_contain_text(BUSY)
     expect(root).not_to_contain_text(re.compile("sking the kernel …"))
     expect(root.locator(".nbs-error")).to_have_count(0)
     expect(root.locator("[aria-busy=true]")).to_have_count(0)
+    # What was grey becomes what it stood for; nothing else moves. Only a text of one's own makes room for itself.
+    assert root.bounding_box() == before
+    assert kind == "feature-text" or sum(page.evaluate("() => window.shifts")) < MOST_SHIFT
 
 
 @pytest.mark.parametrize("kind", ASKS)
