@@ -57,8 +57,13 @@ class Lab:
 
     @classmethod
     @contextmanager
-    def start(cls, home: Path, *, python_path: Sequence[Path] = ()) -> Iterator[Lab]:
+    def start(cls, home: Path, *, python_path: Sequence[Path] = (), jupyter_path: Sequence[Path] = ()) -> Iterator[Lab]:
         """Serve `home/files`; settings, runtime files and IPython's folder stay in `home` too.
+
+        Args:
+            home: An empty folder.
+            python_path: What kernels import from first.
+            jupyter_path: Where extensions of the front end are looked for first.
 
         Raises:
             RuntimeError: The server ended or did not answer in time; the message holds its log.
@@ -67,9 +72,12 @@ class Lab:
         folder.mkdir()
         lab = cls(folder=folder, url=f"http://127.0.0.1:{free_port()}", token=secrets.token_hex(16))
         log = home / "server.log"
+        environment = _environment(home, python_path)
+        if jupyter_path:
+            environment["JUPYTER_PATH"] = os.pathsep.join(map(str, jupyter_path))
         with log.open("wb") as sink:
             server = subprocess.Popen(
-                lab._command(), env=_environment(home, python_path), cwd=folder, stdout=sink, stderr=subprocess.STDOUT
+                lab._command(), env=environment, cwd=folder, stdout=sink, stderr=subprocess.STDOUT
             )
         try:
             lab._wait(server, log)

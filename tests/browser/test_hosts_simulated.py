@@ -33,6 +33,7 @@ body {{background: {back}; color: {front}}}
 </style><body class="vscode-{theme}"><div id=static>{static}</div>
 <div class=cell-output-ipywidget-background id=root></div></body></html>"""
 THEMES = {"dark": ("#1e1e1e", "#d4d4d4"), "light": ("#ffffff", "#3b3b3b")}
+HUB = "http://hub.invalid/"
 # Every output of Colab is a sandboxed page of its own: no storage, and nothing is shared between outputs.
 COLAB = """<!doctype html><html lang=en><meta charset=utf-8><title>Colab</title>
 <style>iframe {{width: 900px; height: 740px}}</style><body>{frames}</body></html>"""
@@ -170,3 +171,31 @@ def test_old_front_end_gives_neither_signal_nor_host_and_the_view_still_lives_an
         assert page.locator(".nbs-error").count() == 0
         mounted.unmount()
         assert page.evaluate("() => nbsae.left()") == before
+
+
+def test_page_with_a_content_policy_needs_blob_scripts_and_nothing_else(page: Page, log: PageLog):
+    """A hardened hub: no eval, no worker, no address outside the page. Any anywidget is a `blob:` script."""
+    policy = "default-src 'none'; script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; img-src data: blob:"
+    mounted = MountPage(page)
+    page.route(
+        HUB,
+        lambda route: route.fulfill(
+            body="<!doctype html><html lang=en><title>hub</title><main id=root></main><script>"
+            "try { eval('1') } catch { document.title = 'eval is refused' }</script></html>",
+            headers={"content-type": "text/html", "content-security-policy": policy},
+        ),
+    )
+    page.goto(HUB)
+    page.add_script_tag(content=HARNESS.read_text())
+    assert page.title() == "eval is refused"
+    log.requests.clear()
+    log.errors.clear()
+    for kind in KINDS:
+        saved = mounted.use(made_once(kind))
+        # Later: what Playwright evaluates itself may use eval in spite of the policy.
+        page.evaluate("saved => { setTimeout(() => nbsae.mount(saved, 'live')) }", saved)
+        expect(page.locator(".nbs-dash")).to_be_visible()
+        page.evaluate("() => nbsae.frames(3)")
+        assert page.locator(".nbs-error").count() == 0
+        mounted.unmount()
+    assert (log.requests, log.errors) == ([], [])
