@@ -19,7 +19,8 @@ COMPAT_TESTS := tests/test_widgets.py tests/test_widgets_wire.py tests/test_lm.p
 	tests/test_parts_clip.py tests/test_parts_lens.py tests/test_lm_next_token.py tests/test_flow.py \
 	tests/test_flow_deactivation.py tests/test_flow_steering.py tests/test_attribution.py tests/test_attribution_input.py \
 	tests/test_direct_attribution.py tests/test_heads.py tests/test_logit_lens.py tests/test_vision_lens.py \
-	tests/test_layer_quality.py tests/test_widgets_flow.py
+	tests/test_layer_quality.py tests/test_widgets_flow.py tests/test_widgets_atlas.py tests/test_widgets_monitor.py \
+	tests/test_linking.py tests/test_shared_scripts.py tests/test_hosts_colab.py
 TEST_STEPS := lint types contracts js unit notebooks wheel docs browser
 
 # Tests work without a network; a name that would have to be fetched fails instead of waiting.
@@ -118,8 +119,10 @@ test-peers: $(DEV_STAMP) $(PEERS)/.installed ## read the other libraries' files 
 $(COMPAT)/.installed: scripts/compat_env.sh pyproject.toml
 	@scripts/compat_env.sh $(OLDEST)
 
-test-compat: widgets $(COMPAT)/.installed ## the tests of widgets, models, sae and store on the oldest versions we allow
+test-compat: $(DEV_STAMP) widgets $(COMPAT)/.installed ## the tests of widgets, models, sae and store on the oldest versions we allow
 	HF_HUB_OFFLINE=1 JUPYTER_PLATFORM_DIRS=1 PYTHONPATH=. nice -n 5 $(COMPAT)/bin/python -m pytest -q $(COMPAT_TESTS)
+	@$(PY) scripts/setup_browser.py
+	HF_HUB_OFFLINE=1 JUPYTER_PLATFORM_DIRS=1 nice -n 5 $(PYTEST) -q -s tests/browser/check_oldest_front_end.py
 
 clean: ## remove what was built and installed
 	rm -rf $(VENV) build dist widgets_js/node_modules .screens .pytest_cache .ruff_cache .hypothesis
