@@ -14,6 +14,8 @@ from page_log import PageLog
 from playwright.sync_api import Browser, Page, expect
 
 SITE = Path(__file__).resolve().parent.parent.parent / "build" / "site"
+PATIENCE_MS = 20_000
+"""A view is some hundred kilobytes, and the machine may have other work."""
 VIEWS = ("features", "text", "atlas", "concepts", "bias", "flow", "training", "attribution")
 
 
@@ -58,7 +60,7 @@ def test_every_view_of_the_gallery_is_a_live_dashboard(
         frame = page.locator(f"iframe[src='gallery/{name}.html']")
         frame.scroll_into_view_if_needed()
         root = frame.content_frame.locator("[data-lm-suppress-shortcuts]").first
-        expect(root).to_be_visible()
+        expect(root).to_be_visible(timeout=PATIENCE_MS)
         assert frame.bounding_box()["width"] > 600
     assert outside == []
     assert log.errors == []
@@ -67,7 +69,7 @@ def test_every_view_of_the_gallery_is_a_live_dashboard(
 
 def test_a_latent_picked_in_the_atlas_is_shown_in_the_linked_features(page: Page, address: str):
     page.goto(f"{address}/gallery/atlas.html")
-    expect(page.locator(".nbs-feature")).to_be_visible()
+    expect(page.locator(".nbs-feature")).to_be_visible(timeout=PATIENCE_MS)
     atlas = page.locator("[data-lm-suppress-shortcuts]").first
     shown = atlas.locator("h3").first
     before = shown.inner_text()
@@ -82,7 +84,7 @@ def test_the_theme_of_the_page_is_the_theme_of_its_views(page: Page, address: st
     page.goto(f"{address}/gallery.html#features")
     frame = page.locator("iframe[src='gallery/features.html']")
     frame.scroll_into_view_if_needed()
-    expect(frame.content_frame.locator("html")).to_have_attribute("data-nbsae-theme", "light")
+    expect(frame.content_frame.locator("html")).to_have_attribute("data-nbsae-theme", "light", timeout=PATIENCE_MS)
     for _ in range(2):  # as the system, light, dark
         page.locator("label.md-header__button[for^=__palette]:visible").click()
     expect(page.locator("body")).to_have_attribute("data-md-color-scheme", "slate")
@@ -93,7 +95,7 @@ def test_the_search_works_from_a_folder(page: Page, address: str, outside: list[
     page.goto((SITE / "index.html").as_uri())
     page.locator("[data-md-component=search-query]").press_sequentially("faithfulness")
     found = page.locator(".md-search-result__link").first
-    expect(found).to_be_visible()
+    expect(found).to_be_visible(timeout=PATIENCE_MS)
     assert "attribution" in found.get_attribute("href")
     assert outside == []
     assert log.errors == []
