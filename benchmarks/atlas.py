@@ -42,16 +42,16 @@ REDRAW = """async ({ count, kind, density, zoom, faded, rounds, width, height })
         points.x[i] = Math.max(0, Math.min(65535, 32768 + 30000 * normal()));
         points.y[i] = Math.max(0, Math.min(65535, 32768 + 30000 * normal()));
     }
-    const layer = new pointLayer.PointLayer(points, kind === 'gl' ? 'gl' : 'canvas');
+    const layer = core.pointLayer(points, kind === 'gl' ? 'gl' : 'canvas');
     document.body.append(layer.element);
     layer.wake();
-    if (layer.kind !== kind) throw new Error(`no ${kind} layer here`);
+    if (layer.kind() !== kind) throw new Error(`no ${kind} layer here`);
     const bytes = () => Uint8Array.from({ length: count }, () => 1 + next() * 254);
     const palette = new Uint8Array(2048).fill(255);
-    layer.look = {
+    layer.look({
         code: bytes(), size: bytes(), palette,
         faded: faded ? Uint8Array.from({ length: count }, () => Number(next() > 0.1)) : undefined,
-    };
+    });
     const canvas = layer.element.querySelector('canvas');
     const gl = kind === 'gl' ? canvas.getContext('webgl2') : undefined;
     const [w, h] = [width * density, height * density];
@@ -205,7 +205,7 @@ def main() -> int:
     )
     good = size <= SAVED_BYTES
     bundle = subprocess.run(
-        ["npx", "esbuild", "src/core/gl.ts", "--bundle", "--format=iife", "--global-name=pointLayer"],
+        ["npx", "esbuild", "src/core/gl.ts", "--bundle", "--format=iife", "--global-name=core"],
         cwd=ROOT / "widgets_js", capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     with sync_playwright() as playwright:
@@ -213,7 +213,7 @@ def main() -> int:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=flags)
         page = browser.new_page(viewport={"width": 1200, "height": 1000})
         page.set_content("<!doctype html><div id=root></div>")
-        page.add_script_tag(content=f"var pointLayer; {bundle}")
+        page.add_script_tag(content=f"var core; {bundle}")
         good &= redraws(page, arguments.latents)
         page.expose_function("kernel", kernel_of(dashboard, []))
         page.add_script_tag(content=HARNESS)

@@ -20,7 +20,7 @@ import nb_sae as ns
 from nb_sae.analysis import schema
 from nb_sae.analysis.notes import Notes
 from nb_sae.errors import WidgetError
-from nb_sae.widgets import atlas_points
+from nb_sae.widgets import atlas, atlas_points
 from nb_sae.widgets.atlas import SAVED_BYTES, AtlasDashboard
 from nb_sae.widgets.atlas_picture import MAX_BYTES
 from nb_sae.widgets.atlas_points import bits_of, latents_of
@@ -179,14 +179,26 @@ def test_a_label_of_the_user_shows_at_once():
 # Answers
 
 
-def test_a_card_gives_exact_numbers_and_the_strongest_examples(dashboard):
-    content, buffers = ask(dashboard, {"id": 1, "kind": "card", "latent": 5})
-    row = dashboard.analysis.latents.row(5, named=True)
+@pytest.mark.parametrize("kind", ["patches", "pooled", "text"])
+def test_a_card_gives_exact_numbers_and_the_strongest_examples(kind):
+    analysis = fake_analysis(kind)
+    content, buffers = ask(AtlasDashboard(analysis), {"id": 1, "kind": "card", "latent": 5})
     assert content["ok"]
-    assert content["facts"] == {name: row[name] for name in ("density", "active_rows", "mean", "max", "dead")}
+    facts = rows(content["header"], buffers[0], "facts").row(0, named=True)
+    wanted = analysis.latents.row(5, named=True)
+    for name in ("latent", "density", "active_rows", "mean", "max", "dead"):
+        assert facts[name] == pytest.approx(float(wanted[name]))
     examples = rows(content["header"], buffers[0], "examples")
-    wanted = dashboard.analysis.examples.filter((pl.col("latent") == 5) & (pl.col("kind") == "top"))
-    np.testing.assert_allclose(examples["act"], wanted.sort("rank")["act"].head(6))
+    top = analysis.examples.filter((pl.col("latent") == 5) & (pl.col("kind") == "top")).sort("rank")
+    np.testing.assert_allclose(examples["act"], top["act"].head(examples.height))
+    keys = dict(analysis.inputs.iter_rows())
+    assert examples["key"].to_list() == [keys[one] for one in top["input_id"].head(examples.height)]
+    if kind == "text":
+        tokens = analysis.contexts["tokens"][top["input_id"][0]].to_list()
+        shown = examples["tokens"][0].to_list()
+        assert shown[examples["at"][0]] == tokens[top["token"][0]]
+        assert "".join(shown) in "".join(tokens)
+        assert bool(examples["before"][0]) == ("".join(tokens).index("".join(shown)) > 0)
 
 
 def test_find_looks_in_names_and_numbers_of_the_map(dashboard):
@@ -194,6 +206,14 @@ def test_find_looks_in_names_and_numbers_of_the_map(dashboard):
     assert rows(content["header"], buffers[0], "found")["latent"].to_list() == [3, 5]
     content, buffers = ask(dashboard, {"id": 2, "kind": "find", "text": "#17"})
     assert rows(content["header"], buffers[0], "found")["latent"].to_list() == [17]
+
+
+def test_a_search_that_finds_too_many_gives_the_first_and_says_so(dashboard, monkeypatch):
+    assert ask(dashboard, {"id": 1, "kind": "find", "text": "hat"})[0]["cut"] is False
+    monkeypatch.setattr(atlas, "FOUND", 1)
+    content, buffers = ask(dashboard, {"id": 2, "kind": "find", "text": "hat"})
+    assert content["cut"] is True
+    assert rows(content["header"], buffers[0], "found")["latent"].to_list() == [3]
 
 
 def test_a_column_is_given_as_its_bytes(dashboard):
@@ -264,9 +284,15 @@ def test_100k_latents_stay_below_a_megabyte_and_what_is_left_out_is_said(built, 
 def test_a_small_map_keeps_every_column_name_and_card(dashboard):
     assert all(one["saved"] for one in dashboard.about["columns"])
     assert dashboard.about["names"] == {"all": 2, "saved": 2}
-    cards = rows(dashboard.cards_header, dashboard.cards, "cards")
-    assert cards.height == dashboard.about["cards"] == 48
-    assert dashboard.latent in cards["latent"]
+    facts = rows(dashboard.cards_header, dashboard.cards, "facts")
+    assert facts.height == dashboard.about["cards"] == 48
+    assert dashboard.latent in facts["latent"]
+    few = AtlasDashboard(dashboard.analysis, saved=2, latent=40)
+    assert rows(few.cards_header, few.cards, "facts")["latent"][0] == 40
+    assert few.about["cards"] == 3
+    for wrong in (0, True, "all"):
+        with pytest.raises(WidgetError, match="keeps no card"):
+            AtlasDashboard(dashboard.analysis, saved=wrong)
 
 
 def test_picture_shows_the_choice_the_picked_latent_and_the_colours(dashboard):
@@ -357,7 +383,7 @@ def fixture() -> dict:
     analysis = fake_analysis("patches", d_sae=24, inputs=6, top=3, interval=1, hostile=True, pictures=False)
     frame = ring(24).with_columns(cluster=pl.int_range(24) // 8).filter(pl.col("latent") != 4)
     layout = SimpleNamespace(frame=frame, method="pca", kept=SimpleNamespace(value=0.5, null=0.1, k=10))
-    dashboard = AtlasDashboard(analysis, layout, names={1: HOSTILE[0], 2: "hat", 3: "striped hat"}, latent=2)
+    dashboard = AtlasDashboard(analysis, layout, names={1: HOSTILE[0], 2: "hat", 3: "striped hat"}, latent=2, saved=3)
     dashboard.selected = [2, 9]
     asked = {
         "find": dashboard._answer({"id": 1, "kind": "find", "text": "hat"}),

@@ -18,18 +18,16 @@ import traitlets
 
 from nb_sae.errors import WidgetError
 from nb_sae.widgets import wire
+from nb_sae.widgets.atlas_cards import pack_cards
 from nb_sae.widgets.atlas_points import Points, bits_of, latents_of, make_points
 from nb_sae.widgets.base import Dashboard
-from nb_sae.widgets.cards import Limits, choose_saved, cut_cards
+from nb_sae.widgets.cards import choose_saved
 from nb_sae.widgets.feature import LatentNumber, check_analysis, read_names, read_notes
 
 SAVED_BYTES = 735_000
 """Points, names and cards of a saved view before base64, which makes 980 kB of them."""
 CARD_BYTES = 180_000
 SAVED_CARDS = 48
-TOP = {"image": 6, "text": 5}
-"""Strongest examples of a card."""
-WINDOW = (14, 8)
 SEARCH_CHARS = 1_000
 DRAW = ("auto", "gl", "canvas")
 FOUND = 5_000
@@ -76,6 +74,7 @@ class AtlasDashboard(Dashboard):
         values: More columns to colour by: `{name: one value per latent}`, or a frame with latent.
         colour: The column to start with; "density", "level", "max", or one that was given.
         latent: The latent to start with; None: the one with the largest maximum.
+        saved: Latents whose cards stay in the saved notebook and in the report, as far as there is room for them.
         draw: "auto": WebGL2 where graphics hardware draws it, else a 2D canvas; "gl": WebGL2 in any case where there is
             one; "canvas": never WebGL2, of which a page has about sixteen.
 
@@ -111,10 +110,13 @@ class AtlasDashboard(Dashboard):
         values: Any = None,
         colour: str = "density",
         latent: int | None = None,
+        saved: int = SAVED_CARDS,
         draw: str = "auto",
     ) -> None:
         if draw not in DRAW:
             raise WidgetError(f"draw={draw!r} is none of {', '.join(DRAW)}.")
+        if isinstance(saved, bool) or not isinstance(saved, int) or saved < 1:
+            raise WidgetError(f"saved={saved!r} keeps no card. Give a number of at least 1.")
         check_analysis(type(self).__name__, analysis)
         self.analysis = analysis
         self.layout_of_map = layout
@@ -126,7 +128,7 @@ class AtlasDashboard(Dashboard):
             raise WidgetError(
                 "No latent has a place: all of them are dead, or the layout is empty. Analyse more inputs."
             )
-        self._order = choose_saved(analysis.latents, SAVED_CARDS)
+        self._order = choose_saved(analysis.latents, saved)
         on_map = set(self.points_of_map.latents.tolist())
         first = next((one for one in self._order if one in on_map), int(self.points_of_map.latents[0]))
         start = LatentNumber().validate(self, first if latent is None else latent)
@@ -146,13 +148,11 @@ class AtlasDashboard(Dashboard):
         kept = [key for key in points.keys if _fits(points, self.d_sae, limit, key)]
         frame = points.frame(kept, self.d_sae)
         room = limit - int(frame.estimated_size())
-        limits = Limits(TOP[self.analysis.modality], 0, max(0, min(CARD_BYTES, room // 2)), WINDOW, 4)
-        saved = list(dict.fromkeys([start, *self._order])) if limits.max_bytes else []
-        cards = cut_cards(self.analysis, saved, limits)
-        cards_header, block, thumbs_header, thumbs = _without_histograms(cards)
+        saved = list(dict.fromkeys([start, *self._order]))
+        cards_header, block, thumbs_header, thumbs = pack_cards(self.analysis, saved, min(CARD_BYTES, room // 2))
         if len(block) + len(thumbs) > room:
-            cards_header, block, thumbs_header, thumbs = _without_histograms(cut_cards(self.analysis, [], limits))
             saved = []
+            cards_header, block, thumbs_header, thumbs = pack_cards(self.analysis, saved)
         named = _names_that_fit(names, self.analysis.latents, room - len(block) - len(thumbs))
         points_header, points_block = wire.pack({"points": frame, "names": named})
         return {
@@ -193,15 +193,13 @@ class AtlasDashboard(Dashboard):
         if kind == "column":
             return {}, [self.points_of_map.column(request.get("column")).codes.tobytes()]
         if kind == "find":
-            header, block = wire.pack({"found": self._find(request.get("text"))})
-            return {"header": header}, [block]
+            found = self._find(request.get("text"))
+            header, block = wire.pack({"found": found.head(FOUND)})
+            return {"header": header, "cut": found.height > FOUND}, [block]
         if kind == "card":
             latent = LatentNumber().validate(self, request.get("latent"))
-            limits = Limits(TOP[self.analysis.modality], 0, None, WINDOW, 4)
-            header, block, thumbs_header, thumbs = _without_histograms(cut_cards(self.analysis, [latent], limits))
-            row = self.analysis.latents.row(by_predicate=pl.col("latent") == latent, named=True)
-            facts = {name: row[name] for name in ("density", "active_rows", "mean", "max", "dead")}
-            return {"header": header, "thumbs_header": thumbs_header, "facts": facts}, [block, thumbs]
+            header, block, thumbs_header, thumbs = pack_cards(self.analysis, [latent])
+            return {"header": header, "thumbs_header": thumbs_header}, [block, thumbs]
         return super()._respond(kind, request)
 
     def _find(self, text: Any) -> pl.DataFrame:
@@ -217,7 +215,7 @@ class AtlasDashboard(Dashboard):
             for one in self.points_of_map.latents
             if str(one) == wanted or wanted in names.get(int(one), "").lower()
         ]
-        return pl.DataFrame(found[:FOUND], schema={"latent": pl.UInt32, "name": pl.String}, orient="row")
+        return pl.DataFrame(found, schema={"latent": pl.UInt32, "name": pl.String}, orient="row")
 
     # Display
 
@@ -275,15 +273,6 @@ def _names_that_fit(names: Mapping[int, str], latents: pl.DataFrame, room: int) 
             break
         kept.append((latent, names[latent]))
     return pl.DataFrame(kept, schema={"latent": pl.UInt32, "name": pl.String}, orient="row")
-
-
-def _without_histograms(cards: Any) -> tuple[dict[str, Any], bytes, dict[str, Any], bytes]:
-    """The atlas shows examples; histograms belong to the feature dashboard."""
-    own = cards.tables["cards"]
-    blank = pl.lit([], dtype=own.schema["histogram"]).alias("histogram")
-    cards.tables = {**cards.tables, "cards": own.with_columns(blank)}
-    cards.tables.pop("promoted", None)
-    return cards.pack()
 
 
 def _about_layout(layout: Any) -> dict[str, Any]:

@@ -2,20 +2,20 @@
 
 import { bdi, h } from "./core/dom";
 import { count, visible } from "./core/format";
-import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
+import { type AnyModel, attempt, dashboard, type Life, onTrait } from "./core/host";
 import { keySheet } from "./core/keys";
 import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { block, unpack } from "./core/wire";
+import { Cards } from "./panels/atlas/cards";
 import { mapPanel } from "./panels/atlas/map";
 import { nextMode } from "./panels/atlas/moves";
 import { WHOLE } from "./panels/atlas/places";
-import type { Asked, Facts, Panel, Source, View } from "./panels/atlas/shared";
+import type { Panel, Source, View } from "./panels/atlas/shared";
 import { shown } from "./panels/atlas/shared";
 import { sidePanel } from "./panels/atlas/side";
 import { type About, Atlas } from "./panels/atlas/tables";
 import { legendPanel, toolsPanel } from "./panels/atlas/tools";
-import { CardSet } from "./panels/tables";
 
 /** Cards from the kernel that are kept: going back is free, and memory stays bounded. */
 const KEPT_CARDS = 24;
@@ -27,19 +27,22 @@ export default dashboard((model, el, life) => {
   const atlas = new Atlas(about, unpack(model.get("points_header"), model.get("points")));
   atlas.labels = labelsOf(model);
   const rpc = new Rpc(model, life);
-  const state = new State<View>({
-    latent: model.get("latent") as number,
-    selected: selectedOf(model),
-    colour: model.get("colour") as string,
-    sized: true,
-    mode: "move",
-    camera: WHOLE,
-    query: "",
-    found: undefined,
-    cut: false,
-    kernel: rpc.kernel,
-    labels: atlas.labels,
-  });
+  const state = new State<View>(
+    {
+      latent: model.get("latent") as number,
+      selected: selectedOf(model),
+      colour: model.get("colour") as string,
+      mode: "move",
+      camera: WHOLE,
+      query: "",
+      found: undefined,
+      cut: false,
+      kernel: rpc.kernel,
+      labels: atlas.labels,
+      ground: "light",
+    },
+    life.fail,
+  );
   const panel: Panel = { atlas, state, source: source(model, rpc, life, atlas, state) };
   const root = h("div", {
     class: "nbs-dash nbs-atlas",
@@ -69,8 +72,8 @@ export default dashboard((model, el, life) => {
   life.add(rpc.onKernel((kernel) => state.set("kernel", kernel)));
   life.add(mapPanel(map, panel, say));
   life.add(toolsPanel(tools, panel));
-  life.add(legendPanel(legend, panel, root));
-  life.add(sidePanel(side, panel, say));
+  life.add(legendPanel(legend, panel));
+  life.add(sidePanel(side, panel));
   life.add(keys(shell, panel));
   life.add(both(model, state, atlas));
 });
@@ -150,34 +153,26 @@ function both(model: AnyModel, state: State<View>, atlas: Atlas): () => void {
 
 /** Cards, names and columns: saved ones from the traits, the others from the kernel. */
 function source(model: AnyModel, rpc: Rpc, life: Life, atlas: Atlas, state: State<View>): Source {
-  const saved = new CardSet(
-    model.get("cards_header"),
-    model.get("cards"),
-    model.get("cards_thumbs_header"),
-    model.get("cards_thumbs"),
-  );
-  const kept = new Map<number, Asked & { set: CardSet }>();
+  const kept = new Map<number, Cards>();
+  const get = (key: string) => model.get(key);
+  const own = () => new Cards(get("cards_header"), get("cards"), get("cards_thumbs_header"), get("cards_thumbs"));
+  const saved = attempt(life, own, new Cards());
   const asking = new Set<string>();
   life.add(() => {
-    saved.dispose();
-    for (const { set } of kept.values()) set.dispose();
+    for (const set of [saved, ...kept.values()]) set.dispose();
   });
   return {
-    card: (latent) => {
-      const card = saved.card(latent);
-      return kept.get(latent) ?? (card && { card, facts: undefined });
-    },
+    card: (latent) => kept.get(latent)?.card(latent) ?? saved.card(latent),
     ask: async (latent) => {
       const { content, buffers } = await rpc.request("card", { latent });
-      const set = new CardSet(content.header, buffers[0], content.thumbs_header, buffers[1]);
-      const asked = { set, card: set.card(latent), facts: content.facts as Facts };
-      kept.set(latent, asked);
+      const set = new Cards(content.header, buffers[0], content.thumbs_header, buffers[1]);
+      kept.set(latent, set);
       for (const [oldest, one] of kept) {
         if (kept.size <= KEPT_CARDS) break;
-        one.set.dispose();
+        one.dispose();
         kept.delete(oldest);
       }
-      return asked;
+      return set.card(latent);
     },
     find: async (text) => {
       const { all, saved: inside } = atlas.about.names;
@@ -217,11 +212,10 @@ function keys(root: HTMLElement, panel: Panel): () => void {
     { key: "/", text: "search", actions: { "/": () => focus(".nbs-search") } },
     { key: "[  ]", text: "previous, next latent of the list", actions: { "[": () => move(-1), "]": () => move(1) } },
     { key: "g", text: "go to the map", actions: { g: () => focus(".nbs-stage") } },
-    { key: "← ↑ → ↓", text: "on the map: the nearest latent that way" },
-    { key: "Shift ←", text: "on the map: move it" },
-    { key: "+ − 0", text: "on the map: zoom in, out, all of it" },
-    { key: "Space", text: "on the map: choose, or take out" },
-    { key: "v x", text: "on the map: choose all in view, none" },
+    { key: "← ↑ → ↓", text: "the nearest latent that way; with Shift, move the map" },
+    { key: "+ − 0", text: "zoom, as Ctrl or ⌘ and the wheel do; the whole map" },
+    { key: "Space", text: "choose, or take out" },
+    { key: "v x", text: "choose all in view, none" },
     { key: "m", text: "move, lasso, box", actions: { m: () => nextMode(panel) } },
   ]);
 }

@@ -1,7 +1,7 @@
 /** The map: points on a canvas, marks above it, one Tab stop; picked by pointer or by keys, chosen with a line. */
 
 import { h, s } from "../../core/dom";
-import { type Look, PointLayer } from "../../core/gl";
+import { type Look, type PointLayer, pointLayer } from "../../core/gl";
 import { attend } from "./moves";
 import { type Fit, held, placing, type Spot, seen } from "./places";
 import { type Panel, type Say, shown } from "./shared";
@@ -19,7 +19,7 @@ export interface Stage {
 
 export function mapPanel(root: HTMLElement, panel: Panel, say: Say): () => void {
   const { atlas, state } = panel;
-  const layer = new PointLayer(atlas, atlas.about.draw);
+  const layer = pointLayer(atlas, atlas.about.draw);
   layer.element.setAttribute("role", "img");
   const svg = s("svg", { class: "nbs-over", "aria-hidden": "true" });
   const line = s("path", { class: "nbs-drawn" });
@@ -51,14 +51,14 @@ export function mapPanel(root: HTMLElement, panel: Panel, say: Say): () => void 
     place = placing(width, height, state.get("camera"), atlas.about.axes.length > 0);
     if (!looked) {
       looked = true;
-      layer.look = look(panel, element);
+      state.set("ground", groundOf(element)[0]);
+      layer.look(look(panel, element));
     }
     const density = Math.min(2, globalThis.devicePixelRatio || 1);
     const size = sizeOf(width * height, atlas.length, state.get("camera").zoom) * density;
-    const [least, most] = state.get("sized") ? [0.6 * size, 1.6 * size] : [size, size];
     const scaled = (pair: [number, number]): [number, number] => [pair[0] * density, pair[1] * density];
     layer.draw(
-      { scale: scaled(place.scale), shift: scaled(place.shift), least, most },
+      { scale: scaled(place.scale), shift: scaled(place.shift), least: 0.6 * size, most: 1.6 * size },
       Math.round(width * density),
       Math.round(height * density),
     );
@@ -87,20 +87,20 @@ export function mapPanel(root: HTMLElement, panel: Panel, say: Say): () => void 
       hovered = point;
       at(over, point);
       element.classList.toggle("nbs-hit", point >= 0);
-      if (point >= 0) say([atlas.title(atlas.latents[point] ?? -1), ...atlas.facts(point)]);
+      if (point >= 0) say([short(atlas.title(atlas.latents[point] ?? -1)), ...atlas.facts(point)]);
     },
     line: (spots) => line.setAttribute("d", spots.length ? `M${spots.join("L")}Z` : ""),
   };
+  attend(stage, panel);
   const stops = [
-    attend(stage, panel),
     state.on(["mode"], () => element.setAttribute("data-mode", state.get("mode"))),
-    state.on(["camera", "latent", "sized"], later),
+    state.on(["camera", "latent"], later),
     state.on(["colour", "selected", "found", "labels"], again),
     state.on(["latent", "labels"], () => {
       const latent = state.get("latent");
       const point = atlas.at(latent);
-      if (point === undefined) return say([atlas.title(latent), "has no place on this map"]);
-      say([atlas.title(latent), ...atlas.facts(point)]);
+      if (point === undefined) return say([short(atlas.title(latent)), "has no place on this map"]);
+      say([short(atlas.title(latent)), ...atlas.facts(point)]);
       reveal(panel, place, point, width, height);
     }),
     watch(element, layer, again, (now) => {
@@ -149,7 +149,7 @@ function look(panel: Panel, element: HTMLElement): Look {
 }
 
 /** Light or dark, as an element with a ground of its own is painted. */
-export function groundOf(element: HTMLElement): [Ground, [number, number, number]] {
+function groundOf(element: HTMLElement): [Ground, [number, number, number]] {
   const said = getComputedStyle(element).backgroundColor;
   const parts = (said.match(/[\d.]+/g) ?? []).slice(0, 3).map(Number);
   const [r = 255, g = 255, b = 255] = said.startsWith("color(") ? parts.map((part) => part * 255) : parts;

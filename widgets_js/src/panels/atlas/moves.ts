@@ -1,19 +1,8 @@
 /** Pointer and keys on the map: pan, zoom, pick, and draw a line around what is to be chosen. */
 
+import { listen } from "../../core/dom";
 import type { Stage } from "./map";
-import {
-  type Camera,
-  held,
-  inside,
-  MOST_ZOOM,
-  nearest,
-  rectangle,
-  type Spot,
-  toward,
-  under,
-  WHOLE,
-  zoomed,
-} from "./places";
+import { type Camera, held, inside, MOST_ZOOM, nearest, rectangle, type Spot, toward, WHOLE, zoomed } from "./places";
 import { choose, type Mode, type Panel } from "./shared";
 
 /** Pixels from a point at which it is still meant. */
@@ -31,32 +20,24 @@ const ARROWS: Record<string, Spot> = {
   ArrowDown: [0, 1],
 };
 
-export function attend(stage: Stage, panel: Panel): () => void {
+export function attend(stage: Stage, panel: Panel): void {
   const { element } = stage;
-  const drag = new Drag(stage, panel);
-  const keys = (event: KeyboardEvent) => onKey(event, stage, panel);
+  const { state } = panel;
+  const { down, move, up, cancel } = dragging(stage, panel);
+  listen(element, "keydown", (event) => onKey(event, stage, panel));
   const wheel = (event: WheelEvent) => {
     // The wheel alone scrolls the page.
     if (!event.ctrlKey && !event.metaKey) return;
     event.preventDefault();
     const factor = Math.exp(-Math.max(-60, Math.min(60, event.deltaY)) / 120);
-    const { state } = panel;
     state.set("camera", zoomed(state.get("camera"), factor, spotOf(element, event), stage.place()));
   };
-  const leave = () => stage.hover(-1);
-  const on: [string, (event: never) => void][] = [
-    ["keydown", keys],
-    ["wheel", wheel],
-    ["pointerdown", (event: PointerEvent) => drag.down(event)],
-    ["pointermove", (event: PointerEvent) => drag.move(event)],
-    ["pointerup", (event: PointerEvent) => drag.up(event)],
-    ["pointercancel", (event: PointerEvent) => drag.cancel(event)],
-    ["pointerleave", leave],
-  ];
-  for (const [name, use] of on) element.addEventListener(name, use as EventListener, { passive: false });
-  return () => {
-    for (const [name, use] of on) element.removeEventListener(name, use as EventListener);
-  };
+  listen(element, "wheel", wheel, { passive: false });
+  listen(element, "pointerdown", down);
+  listen(element, "pointermove", move);
+  listen(element, "pointerup", up);
+  listen(element, "pointercancel", cancel);
+  listen(element, "pointerleave", () => stage.hover(-1));
 }
 
 function spotOf(element: HTMLElement, event: MouseEvent): Spot {
@@ -128,101 +109,75 @@ function step({ atlas, state }: Panel, stage: Stage, direction: Spot): void {
 }
 
 /** One pointer pans, picks or draws; two pinch. */
-class Drag {
-  readonly #held = new Map<number, Spot>();
-  #start: Spot = [0, 0];
-  #camera: Camera = WHOLE;
-  #line: Spot[] = [];
-  #moved = false;
-
-  constructor(
-    private readonly stage: Stage,
-    private readonly panel: Panel,
-  ) {}
-
-  down(event: PointerEvent): void {
-    if (event.button !== 0) return;
-    const spot = spotOf(this.stage.element, event);
-    this.#held.set(event.pointerId, spot);
-    this.stage.element.setPointerCapture?.(event.pointerId);
-    this.#start = spot;
-    this.#camera = this.panel.state.get("camera");
-    this.#moved = this.#held.size > 1;
-    this.#line = [spot];
-    this.stage.line([]);
-  }
-
-  move(event: PointerEvent): void {
-    const { stage, panel } = this;
-    const spot = spotOf(stage.element, event);
-    const before = this.#held.get(event.pointerId);
-    if (!before) {
-      if (event.pointerType === "mouse") stage.hover(nearest(panel.atlas, stage.place(), spot, REACH / 1.5));
-      return;
-    }
-    if (this.#held.size === 2) {
-      this.#pinch(event.pointerId, before, spot);
-      return;
-    }
-    this.#moved ||= Math.hypot(spot[0] - this.#start[0], spot[1] - this.#start[1]) > STILL;
-    if (!this.#moved) return;
-    if (panel.state.get("mode") === "move") this.#pan(spot);
-    else this.#draw(spot);
-  }
-
-  up(event: PointerEvent): void {
-    if (!this.#held.delete(event.pointerId)) return;
-    const { stage, panel } = this;
-    const spot = spotOf(stage.element, event);
-    stage.line([]);
-    if (!this.#moved) {
-      const at = nearest(panel.atlas, stage.place(), spot, REACH);
-      const latent = panel.atlas.latents[at];
-      if (latent === undefined) return;
-      if (event.shiftKey) choose(panel, [latent], panel.state.get("selected").includes(latent) ? "take" : "add");
-      panel.state.set("latent", latent);
-    } else if (panel.state.get("mode") !== "move" && this.#line.length > 1)
-      pick(panel, stage, this.#shape(), event.altKey ? "take" : event.shiftKey ? "add" : "set");
-    this.#line = [];
-  }
-
-  cancel(event: PointerEvent): void {
-    this.#held.delete(event.pointerId);
-    this.#line = [];
-    this.stage.line([]);
-  }
-
-  #shape(): Spot[] {
-    const end = this.#line.at(-1) ?? this.#start;
-    return this.panel.state.get("mode") === "box" ? rectangle(this.#start, end) : this.#line;
-  }
-
-  #draw(spot: Spot): void {
-    const last = this.#line.at(-1) ?? this.#start;
+function dragging(stage: Stage, panel: Panel) {
+  const { atlas, state } = panel;
+  const { element } = stage;
+  const touching = new Map<number, Spot>();
+  let start: Spot = [0, 0];
+  let camera: Camera = WHOLE;
+  let line: Spot[] = [];
+  let moved = false;
+  const moves = () => state.get("mode") === "move";
+  const shape = (): Spot[] => (state.get("mode") === "box" ? rectangle(start, line.at(-1) ?? start) : line);
+  const draw = (spot: Spot) => {
+    const last = line.at(-1) ?? start;
     if (Math.hypot(spot[0] - last[0], spot[1] - last[1]) < CORNER) return;
-    this.#line.push(spot);
-    this.stage.line(this.#shape());
-  }
-
-  #pan([x, y]: Spot): void {
-    const place = this.stage.place();
-    const { zoom } = this.#camera;
-    const [dx, dy] = [(x - this.#start[0]) / place.scale[0], (y - this.#start[1]) / place.scale[1]];
-    this.panel.state.set("camera", held({ x: this.#camera.x - dx, y: this.#camera.y - dy, zoom }));
-  }
-
-  /** The middle of two fingers stays on the same place of the map. */
-  #pinch(id: number, before: Spot, now: Spot): void {
-    const other = [...this.#held].find(([key]) => key !== id)?.[1];
-    this.#held.set(id, now);
-    if (!other) return;
+    line.push(spot);
+    stage.line(shape());
+  };
+  const pan = ([x, y]: Spot) => {
+    const { scale } = stage.place();
+    const [dx, dy] = [(x - start[0]) / scale[0], (y - start[1]) / scale[1]];
+    state.set("camera", held({ x: camera.x - dx, y: camera.y - dy, zoom: camera.zoom }));
+  };
+  /** What lies between two fingers stays there. */
+  const pinch = (id: number, before: Spot, now: Spot) => {
+    const other = [...touching].find(([key]) => key !== id)?.[1] ?? now;
+    touching.set(id, now);
     const apart = (spot: Spot) => Math.max(1, Math.hypot(spot[0] - other[0], spot[1] - other[1]));
-    const { state } = this.panel;
-    const place = this.stage.place();
-    const middle: Spot = [(before[0] + other[0]) / 2, (before[1] + other[1]) / 2];
-    const next = zoomed(state.get("camera"), apart(now) / apart(before), middle, place);
-    const [a, b] = [under(place, middle), under(place, [(now[0] + other[0]) / 2, (now[1] + other[1]) / 2])];
-    const scale = state.get("camera").zoom / next.zoom;
-    state.set("camera", held({ ...next, x: next.x - (b[0] - a[0]) * scale, y: next.y - (b[1] - a[1]) * scale }));
-  }
+    const middle: Spot = [(now[0] + other[0]) / 2, (now[1] + other[1]) / 2];
+    state.set("camera", zoomed(state.get("camera"), apart(now) / apart(before), middle, stage.place()));
+  };
+  const end = ({ pointerId }: PointerEvent) => {
+    stage.line([]);
+    return touching.delete(pointerId);
+  };
+  return {
+    down: (event: PointerEvent) => {
+      if (event.button !== 0) return;
+      start = spotOf(element, event);
+      touching.set(event.pointerId, start);
+      element.setPointerCapture?.(event.pointerId);
+      camera = state.get("camera");
+      moved = touching.size > 1;
+      line = [start];
+    },
+    move: (event: PointerEvent) => {
+      const spot = spotOf(element, event);
+      const before = touching.get(event.pointerId);
+      if (!before) {
+        if (event.pointerType === "mouse") stage.hover(nearest(atlas, stage.place(), spot, REACH / 1.5));
+        return;
+      }
+      if (touching.size === 2) {
+        pinch(event.pointerId, before, spot);
+        return;
+      }
+      moved ||= Math.hypot(spot[0] - start[0], spot[1] - start[1]) > STILL;
+      if (moved) (moves() ? pan : draw)(spot);
+    },
+    up: (event: PointerEvent) => {
+      if (!end(event)) return;
+      const { shiftKey, altKey } = event;
+      if (moved) {
+        if (!moves() && line.length > 1) pick(panel, stage, shape(), altKey ? "take" : shiftKey ? "add" : "set");
+        return;
+      }
+      const latent = atlas.latents[nearest(atlas, stage.place(), spotOf(element, event), REACH)];
+      if (latent === undefined) return;
+      if (shiftKey) choose(panel, [latent], state.get("selected").includes(latent) ? "take" : "add");
+      state.set("latent", latent);
+    },
+    cancel: end,
+  };
 }

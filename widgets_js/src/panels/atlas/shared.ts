@@ -1,10 +1,11 @@
 /** What the panels of the atlas share. */
 
+import { h, listen } from "../../core/dom";
 import type { Kernel } from "../../core/rpc";
 import type { State } from "../../core/state";
-import type { Card } from "../tables";
+import type { Card } from "./cards";
 import type { Camera } from "./places";
-import type { Atlas } from "./tables";
+import type { Atlas, Ground } from "./tables";
 
 export type Mode = "move" | "lasso" | "box";
 
@@ -15,8 +16,6 @@ export interface View {
   selected: readonly number[];
   /** Column that colours. */
   colour: string;
-  /** Whether a point's size says how dense its latent is. */
-  sized: boolean;
   mode: Mode;
   camera: Camera;
   query: string;
@@ -26,27 +25,15 @@ export interface View {
   cut: boolean;
   kernel: Kernel;
   labels: unknown;
-}
-
-export interface Facts {
-  density: number;
-  active_rows: number;
-  mean: number;
-  max: number;
-  dead: boolean;
-}
-
-export interface Asked {
-  card: Card | undefined;
-  /** Exact numbers; undefined from the saved view, which holds bytes. */
-  facts: Facts | undefined;
+  /** What the map is painted on. */
+  ground: Ground;
 }
 
 /** Where everything comes from; panels never see the widget's model. */
 export interface Source {
-  card(latent: number): Asked | undefined;
+  card(latent: number): Card | undefined;
   /** From the kernel. Rejects with an error to show. */
-  ask(latent: number): Promise<Asked>;
+  ask(latent: number): Promise<Card | undefined>;
   find(text: string): Promise<{ latents: number[]; cut: boolean }>;
   /** Bytes of a column from the kernel. */
   column(key: string): Promise<void>;
@@ -56,6 +43,13 @@ export interface Panel {
   atlas: Atlas;
   state: State<View>;
   source: Source;
+}
+
+/** A small button that says what it does. */
+export function button(text: string, act: () => void, title?: string): HTMLButtonElement {
+  const one = h("button", { type: "button", class: "nbs-button", title }, text);
+  listen(one, "click", act);
+  return one;
 }
 
 export type Say = (parts: string[]) => void;

@@ -6,72 +6,53 @@ import { csv, save } from "../../core/download";
 import { errorCard } from "../../core/errors";
 import { count, percent, sig3, visible } from "../../core/format";
 import { VirtualList } from "../../core/list";
-import { State } from "../../core/state";
-import { imagesPanel } from "../images";
-import type { Panel as CardPanel, View as CardView } from "../shared";
-import { textsPanel } from "../texts";
-import { type Asked, choose, type Panel, type Say, shown } from "./shared";
+import type { Card } from "./cards";
+import { button, choose, type Panel, shown } from "./shared";
 
 const ROW_HEIGHT = 30;
-const WAIT_WORDS_MS = 300;
-const BUSY_WORDS_MS = 2_000;
 /** A latent that is passed by with the arrow keys is not asked for. */
 const QUIET_MS = 120;
 
-export function sidePanel(root: HTMLElement, panel: Panel, say: Say): () => void {
+export function sidePanel(root: HTMLElement, panel: Panel): () => void {
   const picked = h("div", { class: "nbs-scroll" });
   const table = h("div", { class: "nbs-latents" });
   root.append(picked, table);
-  const stops = [pickedPanel(picked, panel, say), tablePanel(table, panel)];
+  const stops = [pickedPanel(picked, panel), tablePanel(table, panel)];
   return () => {
     for (const stop of stops) stop();
   };
 }
 
-function pickedPanel(root: HTMLElement, panel: Panel, say: Say): () => void {
-  const { state, source } = panel;
-  const body = h("div", { class: "nbs-body" });
-  const head = h("div");
+function pickedPanel(root: HTMLElement, panel: Panel): () => void {
+  const { atlas, state, source } = panel;
+  const [head, body] = [h("div"), h("div", { class: "nbs-body" })];
   root.append(head, body);
-  let clear = () => {};
   let turn = 0;
-  const timers: ReturnType<typeof setTimeout>[] = [];
-  const hush = () => timers.splice(0).forEach(clearTimeout);
-  const fill = (asked: Asked | undefined) => {
-    clear();
-    clear = () => {};
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const fill = () => {
     const latent = state.get("latent");
-    title(head, panel, latent, asked);
-    if (asked?.card?.examples.length) {
-      body.replaceChildren();
-      clear = examples(body, panel, asked.card, say);
-    } else body.replaceChildren(h("p", { class: "nbs-note" }, why(panel, latent, asked)));
+    const card = source.card(latent);
+    title(head, panel, latent, card);
+    body.replaceChildren(
+      card?.examples ? card.draw(atlas.about) : h("p", { class: "nbs-note" }, why(panel, latent, card)),
+    );
   };
-  const words = (text: string, after: number) =>
-    setTimeout(() => body.replaceChildren(h("p", { class: "nbs-note", role: "status" }, text)), after);
-  const ask = async (latent: number) => {
-    const mine = turn;
-    timers.push(words("Asking the kernel …", WAIT_WORDS_MS));
-    timers.push(words("A cell is running; the kernel will answer after it.", BUSY_WORDS_MS));
+  const ask = async (latent: number, mine: number) => {
     try {
-      const asked = await source.ask(latent);
-      if (mine !== turn) return;
-      hush();
-      fill(asked);
+      await source.ask(latent);
+      if (mine === turn) fill();
     } catch (error) {
-      if (mine !== turn) return;
-      hush();
-      body.replaceChildren(errorCard(`Latent ${latent} could not be loaded.`, error));
+      if (mine === turn) body.replaceChildren(errorCard(`Latent ${latent} could not be loaded.`, error));
     }
   };
   const stop = state.on(["latent", "kernel"], () => {
     turn += 1;
-    hush();
+    clearTimeout(timer);
     const latent = state.get("latent");
-    const asked = source.card(latent);
-    fill(asked);
+    fill();
     root.scrollTop = 0;
-    if (state.get("kernel") === "live" && !asked?.facts) timers.push(setTimeout(() => void ask(latent), QUIET_MS));
+    if (state.get("kernel") === "live" && !source.card(latent))
+      timer = setTimeout(() => void ask(latent, turn), QUIET_MS);
   });
   const stopTitle = state.on(["labels", "selected"], () => {
     const latent = state.get("latent");
@@ -79,51 +60,39 @@ function pickedPanel(root: HTMLElement, panel: Panel, say: Say): () => void {
   });
   return () => {
     turn += 1;
-    hush();
+    clearTimeout(timer);
     stop();
     stopTitle();
-    clear();
   };
 }
 
-function title(head: HTMLElement, panel: Panel, latent: number, asked: Asked | undefined): void {
+function title(head: HTMLElement, panel: Panel, latent: number, card: Card | undefined): void {
   const { atlas, state } = panel;
   const at = atlas.at(latent);
   const name = atlas.name(latent);
   const text = h("h3", {}, `Latent ${latent}`);
   if (name) text.append(" ", bdi(visible(name), "nbs-name"));
   const facts = h("p", { class: "nbs-note" });
-  const exact = asked?.facts;
-  if (exact?.dead) facts.textContent = `never active on these ${count(atlas.about.rows)} rows`;
-  else if (exact) {
-    const rows = `${count(exact.active_rows)} of ${count(atlas.about.rows)} rows`;
+  const all = count(atlas.about.rows);
+  if (card?.dead) facts.textContent = `never active on these ${all} rows`;
+  else if (card) {
     const level = at === undefined ? "" : `, level ${atlas.said(atlas.column("level"), at)}`;
-    facts.textContent = `active on ${percent(exact.density)} (${rows}), largest ${sig3(exact.max)}, mean ${sig3(exact.mean)}${level}`;
-  } else facts.textContent = at === undefined ? "has no place on this map" : atlas.facts(at).join(", ");
+    facts.textContent = `active on ${percent(card.density)} (${count(card.active_rows)} of ${all} rows), largest ${sig3(card.max)}, mean ${sig3(card.mean)}${level}`;
+  } else if (at !== undefined) facts.textContent = atlas.facts(at).join(", ");
+  if (at === undefined) facts.textContent += " This latent has no place on the map.";
   const chosen = state.get("selected").includes(latent);
-  const toggle = h("button", { type: "button", class: "nbs-button" }, chosen ? "Take out of the choice" : "Choose");
-  toggle.addEventListener("click", () => choose(panel, [latent], chosen ? "take" : "add"));
+  const toggle = button(chosen ? "Take out of the choice" : "Choose", () =>
+    choose(panel, [latent], chosen ? "take" : "add"),
+  );
   head.replaceChildren(text, facts, toggle);
 }
 
-function why({ atlas, state }: Panel, latent: number, asked: Asked | undefined): string {
-  if (asked?.card || asked?.facts) return "No example is stored.";
+function why({ atlas, state }: Panel, latent: number, card: Card | undefined): string {
+  if (card) return card.dead ? "" : "No example is stored.";
   const at = atlas.at(latent);
-  if (at !== undefined && atlas.codes("density")?.[at] === 0)
-    return `Never active on these ${count(atlas.about.rows)} rows.`;
-  if (state.get("kernel") === "none")
-    return `Its examples are not inside this saved view, which holds those of ${count(atlas.about.cards)} latents; a running kernel shows them.`;
-  return "";
-}
-
-/** The panels of the feature dashboard, which ask for no more than this. */
-function examples(body: HTMLElement, { atlas }: Panel, card: NonNullable<Asked["card"]>, say: Say): () => void {
-  const state = new State({ scale: "card", heat: true, opacity: 0.7, held: false, kernel: "none" } as CardView);
-  const own = { about: atlas.about, state } as unknown as CardPanel;
-  const draw = atlas.about.modality === "text" ? textsPanel : imagesPanel;
-  const stop = draw(body, own, card, card.examples, say);
-  if (atlas.about.modality === "image") for (const key of body.querySelectorAll(".nbs-key")) key.remove();
-  return stop;
+  if (at !== undefined && atlas.codes("density")?.[at] === 0) return "";
+  if (state.get("kernel") !== "none") return "";
+  return `Its examples are not inside this saved view, which holds those of ${count(atlas.about.cards)} latents; a running kernel shows them.`;
 }
 
 function tablePanel(root: HTMLElement, panel: Panel): () => void {
@@ -136,12 +105,10 @@ function tablePanel(root: HTMLElement, panel: Panel): () => void {
     choose: (index) => listed[index] !== undefined && state.set("latent", listed[index]),
   });
   const said = liveRegion();
-  const found = h("button", { type: "button", class: "nbs-button" }, "Choose these");
-  found.addEventListener("click", () => choose(panel, state.get("found") ?? [], "set"));
-  const button = h("button", { type: "button", class: "nbs-button" }, "Save as CSV");
-  button.addEventListener("click", () => save("latents.csv", table(panel, listed)));
+  const found = button("Choose these", () => choose(panel, state.get("found") ?? [], "set"));
+  const keep = button("Save as CSV", () => save("latents.csv", table(panel, listed)));
   const head = h("div", { class: "nbs-head", "aria-hidden": "true" });
-  root.append(h("div", { class: "nbs-controls" }, found, button), head, list.element, said.element);
+  root.append(h("div", { class: "nbs-controls" }, found, keep), head, list.element, said.element);
   const at = () => Array.prototype.indexOf.call(listed, state.get("latent"));
   const stops = [
     state.on(["found", "selected", "cut", "colour", "labels"], () => {

@@ -4,7 +4,6 @@ import { cividis, type Rgb } from "../../core/colour";
 import { count, percent, sig3, visible } from "../../core/format";
 import type { Draw, PointTable } from "../../core/gl";
 import type { Table } from "../../core/wire";
-import type { About as CardAbout } from "../tables";
 
 export interface Column {
   key: string;
@@ -17,7 +16,12 @@ export interface Column {
   saved: boolean;
 }
 
-export interface About extends CardAbout {
+export interface About {
+  title: string;
+  site: string;
+  rows: number;
+  d_sae: number;
+  grid: [number, number] | null;
   /** Names of x and y where they are values; none for a map. */
   axes: string[];
   layout: { method: string; kept?: number; null?: number; k?: number };

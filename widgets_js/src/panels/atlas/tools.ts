@@ -1,29 +1,30 @@
 /** Above the map: search, what colours, how to draw, and zoom; below it: the legend. */
 
-import { h } from "../../core/dom";
+import { h, listen } from "../../core/dom";
 import { errorCard } from "../../core/errors";
 import { count, percent, sig3, visible } from "../../core/format";
-import { groundOf } from "./map";
 import { STEP, zoomBy } from "./moves";
 import { WHOLE } from "./places";
-import { choose, type Mode, type Panel } from "./shared";
+import { button, choose, type Mode, type Panel } from "./shared";
 import { colours } from "./tables";
 
 const QUIET_MS = 150;
 const MODES: [Mode, string, string][] = [
-  ["move", "Move", "drag moves the map, a click picks"],
-  ["lasso", "Lasso", "drag around latents to choose them; Shift adds, Alt takes away"],
-  ["box", "Box", "drag a rectangle around latents to choose them; Shift adds, Alt takes away"],
+  ["move", "Move", "drag moves the map"],
+  ["lasso", "Lasso", "drag chooses; Shift adds, Alt takes away"],
+  ["box", "Box", "drag chooses; Shift adds, Alt takes away"],
 ];
 
 export function toolsPanel(root: HTMLElement, panel: Panel): () => void {
-  const stops = [search(root, panel), colour(root, panel), modes(root, panel), zoom(root, panel)];
+  const failed = h("div");
+  const stops = [search(root, panel, failed), colour(root, panel, failed), modes(root, panel), zoom(root, panel)];
+  root.append(failed);
   return () => {
     for (const stop of stops) stop();
   };
 }
 
-function search(root: HTMLElement, { state, source }: Panel): () => void {
+function search(root: HTMLElement, { state, source }: Panel, failed: HTMLElement): () => void {
   const input = h("input", {
     type: "search",
     class: "nbs-search",
@@ -32,8 +33,7 @@ function search(root: HTMLElement, { state, source }: Panel): () => void {
     spellcheck: "false",
     autocomplete: "off",
   });
-  const failed = h("div");
-  root.append(input, failed);
+  root.append(input);
   let timer: ReturnType<typeof setTimeout> | undefined;
   let turn = 0;
   const look = async () => {
@@ -73,16 +73,11 @@ function search(root: HTMLElement, { state, source }: Panel): () => void {
   };
 }
 
-function colour(root: HTMLElement, { atlas, state, source }: Panel): () => void {
+function colour(root: HTMLElement, { atlas, state, source }: Panel, failed: HTMLElement): () => void {
   const select = h("select", { "aria-label": "Colour by" });
   for (const { key, label } of atlas.about.columns) select.append(h("option", { value: key }, label));
   select.addEventListener("change", () => state.set("colour", select.value));
-  const sized = h("input", { type: "checkbox" });
-  sized.checked = state.get("sized");
-  sized.addEventListener("change", () => state.set("sized", sized.checked));
-  const failed = h("div");
   root.append(h("label", { class: "nbs-check" }, "colour", select));
-  root.append(h("label", { class: "nbs-check" }, sized, "size by density"), failed);
   return state.on(["colour", "kernel"], () => {
     const key = atlas.column(state.get("colour")).key;
     select.value = key;
@@ -104,10 +99,10 @@ function colour(root: HTMLElement, { atlas, state, source }: Panel): () => void 
 function modes(root: HTMLElement, { state }: Panel): () => void {
   const group = h("div", { class: "nbs-segments", role: "group", "aria-label": "What dragging does" });
   const buttons = MODES.map(([mode, text, title]) => {
-    const button = h("button", { type: "button", title }, text);
-    button.addEventListener("click", () => state.set("mode", mode));
-    group.append(button);
-    return button;
+    const one = h("button", { type: "button", title }, text);
+    listen(one, "click", () => state.set("mode", mode));
+    group.append(one);
+    return one;
   });
   root.append(group);
   return state.on(["mode"], () => {
@@ -118,16 +113,16 @@ function modes(root: HTMLElement, { state }: Panel): () => void {
 
 function zoom(root: HTMLElement, panel: Panel): () => void {
   const group = h("div", { class: "nbs-segments", role: "group", "aria-label": "Zoom" });
-  const button = (text: string, title: string, act: () => void) => {
+  const part = (text: string, title: string, act: () => void) => {
     // A sign is no name; "100 %" is one, and the title says the rest.
     const one = h("button", { type: "button", title, "aria-label": text.length === 1 && title }, text);
-    one.addEventListener("click", act);
+    listen(one, "click", act);
     group.append(one);
     return one;
   };
-  const out = button("−", "Zoom out (Ctrl or ⌘ and the wheel)", () => zoomBy(panel, 1 / STEP));
-  const level = button("100 %", "Show the whole map", () => panel.state.set("camera", WHOLE));
-  button("+", "Zoom in (Ctrl or ⌘ and the wheel)", () => zoomBy(panel, STEP));
+  const out = part("−", "Zoom out", () => zoomBy(panel, 1 / STEP));
+  const level = part("100 %", "Whole map", () => panel.state.set("camera", WHOLE));
+  part("+", "Zoom in", () => zoomBy(panel, STEP));
   root.append(group);
   return panel.state.on(["camera"], () => {
     const { zoom } = panel.state.get("camera");
@@ -137,18 +132,17 @@ function zoom(root: HTMLElement, panel: Panel): () => void {
 }
 
 /** What the colours mean, how far the map can be trusted, and what is chosen. */
-export function legendPanel(root: HTMLElement, panel: Panel, ground: HTMLElement): () => void {
+export function legendPanel(root: HTMLElement, panel: Panel): () => void {
   const { atlas, state } = panel;
   const scale = h("div", { class: "nbs-legend" });
   const trust = h("span", { class: "nbs-note" }, trusted(panel));
-  const clear = h("button", { type: "button", class: "nbs-button" }, "Clear");
-  clear.addEventListener("click", () => choose(panel, [], "set"));
+  const clear = button("Clear", () => choose(panel, [], "set"));
   root.append(scale, trust, clear);
   const put = (parts: (string | HTMLElement)[]) =>
     scale.replaceChildren(...parts.map((one) => (typeof one === "string" ? h("span", {}, one) : one)));
   const draw = () => {
     const column = atlas.column(state.get("colour"));
-    const all = colours(column, groundOf(ground)[0]);
+    const all = colours(column, state.get("ground"));
     const css = (code: number) => `rgb(${all[code]?.join(" ")})`;
     const ink = (background: string, wide: boolean) => {
       const box = h("i", { class: wide ? "nbs-ramp" : "nbs-swatch" });
@@ -168,23 +162,14 @@ export function legendPanel(root: HTMLElement, panel: Panel, ground: HTMLElement
     }
     clear.hidden = state.get("selected").length === 0;
   };
-  const stop = state.on(["colour", "selected", "labels"], draw);
-  const themes = new MutationObserver(draw);
-  for (const one of [document.documentElement, document.body]) themes.observe(one, { attributes: true });
-  const media = globalThis.matchMedia?.("(prefers-color-scheme: dark)");
-  media?.addEventListener("change", draw);
-  return () => {
-    stop();
-    themes.disconnect();
-    media?.removeEventListener("change", draw);
-  };
+  return state.on(["colour", "selected", "labels", "ground"], draw);
 }
 
 function trusted({ atlas }: Panel): string {
   const { axes, layout, left_out } = atlas.about;
   const cut = left_out ? ` The ${count(left_out)} least dense of ${count(left_out + atlas.length)} are not drawn.` : "";
-  if (axes.length) return `No layout was given: ${axes[1]} against ${axes[0]}.${cut}`;
+  if (axes.length) return `No layout was given: ${axes[1]} against ${axes[0]}. Size: density.${cut}`;
   const { kept, k } = layout;
-  if (kept === undefined || k === undefined) return cut.trim();
-  return `${visible(layout.method).toUpperCase()}: of the ${k} nearest by cosine, ${percent(kept)} are near here (by chance ${percent(layout.null ?? 0)}).${cut}`;
+  if (kept === undefined || k === undefined) return `Size: density.${cut}`;
+  return `${visible(layout.method).toUpperCase()}: of the ${k} nearest by cosine, ${percent(kept)} are near here (by chance ${percent(layout.null ?? 0)}). Size: density.${cut}`;
 }
