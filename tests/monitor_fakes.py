@@ -58,7 +58,7 @@ class FakeSession:
 
     def __init__(self, number: int = 0, *, step: int = 300, steps: int = 400, state: str = "running") -> None:
         self.step, self.seconds, self.stopped_early = step, step / 50, False
-        self.train = SimpleNamespace(batch_rows=1024, steps=steps)
+        self.train = SimpleNamespace(batch_rows=1024, steps=steps, dead_after_rows=50_000)
         self.control = SimpleNamespace(state=state, stopping=False)
         self.save_to = None
         self.title = f"MSAE 4…64, {1024 * (1 + number):,} latents"
@@ -109,6 +109,7 @@ def fake_monitor(runs: int = 2, *, state: str = "running", pictures: bool = True
     for session in monitor.held:
         watch = monitor.watch(session)
         watch.passed()
+        watch._look_due = 0.0
         watch._look()
     monitor._bring()
     return monitor

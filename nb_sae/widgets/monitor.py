@@ -33,6 +33,8 @@ from nb_sae.widgets.monitor_runs import FEWEST_POINTS, KEPT_POINTS, Run, fresh_n
 SHARE = 0.004
 """What updates may take of the time; the looks at rows and the static picture may take half of it each."""
 PICTURE_EVERY_S = 20.0
+FIRST_LOOK_S = 2.0
+"""When the first look at rows comes; a shorter run has one at its end."""
 KEPT_NOTES = 20
 MOST_RUNS = 16
 
@@ -47,7 +49,8 @@ class TrainMonitor(Dashboard):
 
     A look at 256 rows, always the same, shows what they are decoded to at each budget and which of them a few latents
     are strongest on. Updates come at most four times a second and all of it together is held to about 1 % of the
-    training time: what costs more is done less often. At most 2,000 lines of all logs are kept (every second, every
+    training time: what costs more is done less often. The beginning and the end of a run take a look and a picture each
+    whatever that costs, some tenths of a second. At most 2,000 lines of all logs are kept (every second, every
     fourth, … and always the last); `session.log` has them all. A run that fails leaves what was drawn, and
     why it ended.
 
@@ -336,7 +339,7 @@ class _Watch:
         self._forming = monitor_looks.Forming(monitor._chosen) if known is None else known._forming
         self._last: tuple[Any, pl.DataFrame] | None = None if known is None else known._last
         self._looks = monitor._look
-        self._look_due = 0.0
+        self._look_due = time.perf_counter() + FIRST_LOOK_S
         self._was = self._stands()
 
     def line(self, record: dict[str, Any]) -> None:

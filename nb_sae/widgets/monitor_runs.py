@@ -146,6 +146,7 @@ class Run:
             "step": session.step,
             "steps": steps,
             "batch_rows": batch_rows,
+            "dead_after": session.train.dead_after_rows,
             "seconds": session.seconds,
             "rate": rate,
             "left": max(0, steps - session.step) * batch_rows / rate if rate else None,

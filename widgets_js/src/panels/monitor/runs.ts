@@ -2,7 +2,7 @@
 
 import { roving } from "../../core/a11y";
 import { bdi, h, listen } from "../../core/dom";
-import { count, percent, sig3, visible } from "../../core/format";
+import { brief, count, percent, sig3, visible } from "../../core/format";
 import { colour, duration, goesOn, type Panel, STATES, size } from "./shared";
 import { levelText, type Run } from "./tables";
 
@@ -88,7 +88,8 @@ function factsOf(run: Run): HTMLElement[] {
   facts.push(["Loss", sig3(latest("loss")), ""]);
   for (const one of run.quality) facts.push([`FVU, ${levelText(one.name)}`, sig3(latest(one.name)), ""]);
   facts.push(["L0", sig3(latest("l0")), "active per row"]);
-  facts.push(["Dead", percent(latest("dead")), "of latents"]);
+  const silence = run.dead_after ? `silent for ${brief(run.dead_after)} rows` : "of latents";
+  facts.push(["Dead", percent(latest("dead")), silence]);
   facts.push(["Learning rate", sig3(latest("learning_rate")), ""]);
   if (run.memory != null) facts.push(["GPU memory", size(run.memory), "held"]);
   return facts.map(([term, value, unit]) => h("div", {}, h("span", {}, term), h("b", {}, value), h("span", {}, unit)));

@@ -25,6 +25,8 @@ export interface Run {
   step?: number;
   steps?: number;
   batch_rows?: number;
+  /** Rows for which a latent is silent before it counts as dead. */
+  dead_after?: number;
   seconds?: number;
   rate?: number | null;
   left?: number | null;
