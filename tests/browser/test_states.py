@@ -144,3 +144,15 @@ def test_a_damaged_state_is_an_error_card_never_an_empty_cell(page: Page):
         mounts.mount_saved(saved)
         expect(mounts.root).to_contain_text("could not be drawn")
         mounts.unmount()
+
+
+def test_the_grey_card_has_the_size_of_what_comes(page: Page):
+    """Headings and the first pictures stand where they will stand."""
+    _, root = asked(page, "feature-image", "held")
+    tops = "root => [...root.querySelectorAll('.nbs-scroll h4')].map((one) => one.getBoundingClientRect().top)"
+    first = "all => [all[0].getBoundingClientRect().top, all[0].getBoundingClientRect().width]"
+    waiting = [*root.evaluate(tops), *root.locator(".nbs-pictures .nbs-ghost").evaluate_all(first)]
+    page.evaluate("() => nbsae.release()")
+    expect(root.locator(".nbs-tile").first).to_be_visible()
+    filled = [*root.evaluate(tops), *root.locator(".nbs-tile").evaluate_all(first)]
+    assert filled == pytest.approx(waiting, abs=3)

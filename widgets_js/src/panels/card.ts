@@ -47,7 +47,7 @@ export function cardPanel(root: HTMLElement, panel: Panel): () => void {
   };
 
   const ask = async (latent: number, mine: number, quiet: boolean) => {
-    const waiting = quiet ? undefined : skeleton();
+    const waiting = quiet ? undefined : skeleton(panel);
     if (waiting) place(waiting.element);
     try {
       const card = await source.ask(latent);
@@ -174,11 +174,16 @@ function notSaved({ about, source }: Panel, latent: number): HTMLElement {
 }
 
 /** A grey card of the final size, which says after a while what it waits for. */
-function skeleton(): { element: HTMLElement; stop(): void } {
+function skeleton({ about }: Panel): { element: HTMLElement; stop(): void } {
   const words = h("p", { class: "nbs-waiting", role: "status" });
-  const tiles = h("div", { class: "nbs-pictures" });
-  for (let number = 0; number < 12; number += 1) tiles.append(h("div", { class: "nbs-ghost nbs-ghost-tile" }));
-  const element = h("div", { "aria-busy": "true" }, words, h("div", { class: "nbs-ghost nbs-ghost-chart" }), tiles);
+  const texts = about.modality === "text";
+  const tiles = h("div", { class: texts ? "" : "nbs-pictures" });
+  for (let number = 0; number < 12; number += 1) tiles.append(h("div", { class: "nbs-ghost" }));
+  const element = h("div", { "aria-busy": "true" });
+  const chart = h("div", { class: "nbs-ghost" });
+  chart.style.marginBottom = "37px"; // the line that opens its table, and the room before the next part
+  section(element, "Activations").append(chart);
+  section(element, "Strongest examples").append(words, tiles);
   const soon = setTimeout(() => {
     words.textContent = "Asking the kernel …";
   }, WAIT_WORDS_MS);
