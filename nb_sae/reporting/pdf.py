@@ -10,13 +10,17 @@ from nb_sae.errors import ReportError
 from nb_sae.reporting.browser import LIGHT, Tab, with_page
 
 NEEDED_FOR = "A PDF"
-# Everything is drawn: the runtime is done, pictures are decoded, and two frames have passed.
+# Everything is drawn: the runtime is done, pictures are decoded, and some frames have passed.
 _DRAWN = """(async () => {
   const report = globalThis.nbsaeReport;
   if (report) await report.ready;
   await Promise.all([...document.images].map((one) => one.decode().catch(() => {})));
   await document.fonts.ready;
-  for (let frame = 0; frame < 2; frame += 1) await new Promise((resolve) => setTimeout(resolve, 100));
+  const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+  const frame = () => Promise.race([new Promise((resolve) => requestAnimationFrame(resolve)), pause(500)]);
+  // A canvas that follows the size of its box draws in the frame after the next.
+  for (let frames = 0; frames < 4; frames += 1) await frame();
+  await pause(200);
   return report ? report.errors : [];
 })()"""
 _FOOTER = (
@@ -26,8 +30,8 @@ _FOOTER = (
 )
 _PIECE_BYTES = 1 << 20
 _WIDTH_IN, _HEIGHT_IN, _MARGIN_IN, _BOTTOM_IN = 8.27, 11.69, 0.5, 0.65
-_SCALE = 0.75
-"""Text of 17 px becomes 9.6 pt, and a dashboard has 930 px of width."""
+_SCALE = 0.65
+"""Text of 17 px becomes 8.3 pt, a dashboard has 1,074 px of width, and two of them find room on a page."""
 _PAPER_PX = round((_WIDTH_IN - 2 * _MARGIN_IN) * 96 / _SCALE)
 """What is drawn on a canvas is drawn for this width: printing lays the page out again, and no canvas."""
 _SHEET_PX = round((_HEIGHT_IN - _MARGIN_IN - _BOTTOM_IN) * 96 / _SCALE)

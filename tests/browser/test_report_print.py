@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from kinds import KINDS
 from page_log import PageLog
+from PIL import Image, ImageStat
 from playwright.sync_api import Page, expect
 from report_pages import code, markdown, saved, shown, stream
 from shown_notebook import notebook_of
@@ -59,8 +60,11 @@ def test_the_pdf_holds_what_the_page_shows(report, screens: Path, tmp_path: Path
     said = text.decode()
     for words in ("On <paper> & screen", "Latent 3", "Planted", "Bars", "Latent 21"):
         assert words in said
-    from PIL import Image, ImageStat
-
+    boxes = subprocess.run(["pdftotext", "-bbox", str(report.pdf), "-"], check=True, capture_output=True, timeout=60)
+    found = re.search(r'yMin="([\d.]+)" xMax="[\d.]+" yMax="([\d.]+)">Words', boxes.stdout.decode())
+    assert found is not None
+    # 17 px at a scale of 0.65 are a box of 9.6 points; what sticks out of a dashboard makes all of the page smaller.
+    assert float(found.group(2)) - float(found.group(1)) > 9
     for number, path in enumerate(sorted(tmp_path.glob("page-*.png"))):
         picture = Image.open(path).convert("RGB")
         picture.save(screens / f"report-pdf-{number + 1}.png")
