@@ -86,24 +86,28 @@ export function toward(points: PointTable, { scale }: Fit, at: number, [right, d
   return best;
 }
 
+/** Bands that the sides of a line are sorted into: a point is compared with those of its own. */
+const BANDS = 64;
+
 /** Points inside a closed line of pixels, by the even-odd rule. */
 export function inside(points: PointTable, place: Fit, line: readonly Spot[]): number[] {
   const found: number[] = [];
-  if (line.length < 3) return found;
-  const corners = line.map((spot) => under(place, spot).map((share) => share * 65_535));
-  const xs = corners.map((one) => one[0] as number);
-  const ys = corners.map((one) => one[1] as number);
-  const [left, right, low, high] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  const corners = line.map((spot) => under(place, spot).map((share) => share * 65_535) as [number, number]);
+  const ys = corners.map((one) => one[1]);
+  const low = Math.min(...ys);
+  const size = (Math.max(...ys) - low) / BANDS;
+  const sides: [number, number, number, number][][] = Array.from({ length: BANDS + 1 }, () => []);
+  for (const [at, [ax, ay]] of corners.entries()) {
+    const [bx, by] = corners.at(at - 1) as [number, number];
+    const last = (Math.max(ay, by) - low) / size;
+    for (let band = Math.floor((Math.min(ay, by) - low) / size); band <= last; band += 1)
+      sides[band]?.push([ay, by, ax, (bx - ax) / (by - ay)]);
+  }
   for (let i = 0; i < points.x.length; i += 1) {
     const [x, y] = [points.x[i] as number, points.y[i] as number];
-    if (x < left || x > right || y < low || y > high) continue;
     let odd = false;
-    for (let a = 0, b = xs.length - 1; a < xs.length; b = a, a += 1) {
-      const [ay, by] = [ys[a] as number, ys[b] as number];
-      if (ay > y === by > y) continue;
-      const [ax, bx] = [xs[a] as number, xs[b] as number];
-      if (x < ((bx - ax) * (y - ay)) / (by - ay) + ax) odd = !odd;
-    }
+    for (const [ay, by, ax, slope] of sides[Math.floor((y - low) / size)] ?? [])
+      if (ay > y !== by > y && x < slope * (y - ay) + ax) odd = !odd;
     if (odd) found.push(i);
   }
   return found;
