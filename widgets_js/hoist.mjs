@@ -7,7 +7,7 @@ import ts from "typescript";
 /** Read in loops over every point or pixel, where a name that is known at once is faster. */
 const HOT = new Set(["length", "data"]);
 /** Of an object's own names only long ones: objects of names that are computed are made more slowly. */
-const LONG = 6;
+const LONG = 5;
 /** Letters of two bytes; esbuild's own short names have one. */
 const LETTERS = Array.from({ length: 0x190 }, (_, at) => String.fromCharCode(0xc0 + at)).filter((letter) =>
   /\p{ID_Start}/u.test(letter),
