@@ -122,7 +122,7 @@ $(COMPAT)/.installed: scripts/compat_env.sh pyproject.toml
 test-compat: $(DEV_STAMP) widgets $(COMPAT)/.installed ## the tests of widgets, models, sae and store on the oldest versions we allow
 	HF_HUB_OFFLINE=1 JUPYTER_PLATFORM_DIRS=1 PYTHONPATH=. nice -n 5 $(COMPAT)/bin/python -m pytest -q $(COMPAT_TESTS)
 	@$(PY) scripts/setup_browser.py
-	HF_HUB_OFFLINE=1 JUPYTER_PLATFORM_DIRS=1 nice -n 5 $(PYTEST) -q -s tests/browser/check_oldest_front_end.py
+	HF_HUB_OFFLINE=1 JUPYTER_PLATFORM_DIRS=1 nice -n 5 $(PYTEST) -q -s tests/browser/check_*.py
 
 clean: ## remove what was built and installed
 	rm -rf $(VENV) build dist widgets_js/node_modules .screens .pytest_cache .ruff_cache .hypothesis
