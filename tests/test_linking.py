@@ -114,7 +114,7 @@ def test_dashboards_that_do_not_know_their_site_take_that_of_the_others():
     ns.link(a, strip)
     a.latent = 2
     assert strip.latent == 2
-    bias = fake_bias()
+    bias = fake_bias(12, images=2, inputs=20)
     report = ns.BiasDashboard(replace(bias, about={**bias.about, "site": None}))
     ns.link(a, report)
     wanted = int(report.concepts["latent"].filter(report.concepts["latent"] < 60)[-1])
