@@ -7,14 +7,15 @@
 Bounds: p95 of the first paint 300 ms (the script evaluated, drawn, and on the screen, in a page that has seen no
 dashboard before); p95 of an interaction 100 ms, from the event to the painted frame; after 200 views no listener,
 observer, drawing context or address is left, and less than 5 MB of heap. Exits with 1 if one is missed.
-"processor" is the main thread's own time, for a machine with other work.
+"processor" is the main thread's own time. Where even an event that does nothing takes longer than 40 ms at p95, the
+clock measures what else the machine does: then the processor's time and the two frames that painting waits for are
+judged, and the last line says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "browser"), str(ROOT /
 
 PAINT_BOUND_MS, ACT_BOUND_MS, HEAP_BOUND = 300.0, 100.0, 5_000_000
 PAINTS, ROUNDS, CYCLES, WARM_UP = 12, 24, 200, 10
+QUIET_MS, FRAMES_MS = 40.0, 34.0
 LATENTS, POINTS = 16_384, 100_000
 
 # Steps that dashboards share; each does one thing to `root` and says whether there was something to do.
@@ -224,15 +226,19 @@ def first_paints(browser: Any, saved: dict, width: int) -> tuple[list[float], li
     return clock, processor
 
 
-def interactions(browser: Any, dashboard: Any, width: int) -> dict[str, tuple[list[float], list[float]]]:
-    """The same for every step that the dashboard has something for, with a kernel that answers."""
+def interactions(browser: Any, dashboard: Any, width: int) -> tuple[dict, list[float]]:
+    """The same for every step that the dashboard has something for, with a kernel that answers.
+
+    Before each an event that does nothing is measured; its milliseconds on the clock come second.
+    """
     meter = Meter.of(browser, width)
     root = meter.mounts.mount(dashboard, "live").element_handle()
     meter.page.wait_for_timeout(500)
-    found = {}
+    found, nothing = {}, []
     for name, step in STEPS.items():
         clock, processor = [], []
         for _ in range(ROUNDS):
+            nothing.append(meter.page.evaluate(ACT, [root, "root => () => {}"]))
             before = meter.worked_ms()
             took = meter.page.evaluate(ACT, [root, step])
             if took is None:
@@ -242,7 +248,7 @@ def interactions(browser: Any, dashboard: Any, width: int) -> dict[str, tuple[li
         if clock:
             found[name] = clock, processor
     meter.page.close()
-    return found
+    return found, nothing
 
 
 def leaks(browser: Any, dashboard: Any, width: int) -> tuple[int, dict[str, int]]:
@@ -260,8 +266,9 @@ def leaks(browser: Any, dashboard: Any, width: int) -> tuple[int, dict[str, int]
     return after.heap - before.heap, grown
 
 
-def line(name: str, clock: list[float], processor: list[float], bound: float) -> bool:
-    good = p95(clock) < bound
+def line(name: str, clock: list[float], processor: list[float], bound: float, *, quiet: bool) -> bool:
+    """Print one kind of event; whether it holds its bound."""
+    good = (p95(clock) if quiet else p95(processor) + FRAMES_MS) < bound
     print(
         f"  {name:<20}{len(clock):>4}{np.median(clock):>11.0f}{p95(clock):>9.0f}{p95(processor):>16.0f}"
         f"{bound:>8.0f}{'' if good else '  MISSED'}",
@@ -285,7 +292,7 @@ def main() -> int:
     }
     if not wanted:
         parser.error(f"no kind begins with {arguments.kinds}. Known: {', '.join(large())}")
-    good = True
+    good = always_quiet = True
     print(f"{'':<22}{'n':>4}{'median ms':>11}{'p95 ms':>9}{'processor, p95':>16}{'bound':>8}")
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"]
@@ -294,9 +301,13 @@ def main() -> int:
             dashboard = one.make()
             saved = saved_view(dashboard)
             print(f"{name}: {one.says}; saved view {saved_bytes(saved) / 1e3:,.0f} kB")
-            good &= line("first paint", *first_paints(browser, saved, arguments.width), PAINT_BOUND_MS)
-            for step, times in interactions(browser, dashboard, arguments.width).items():
-                good &= line(step, *times, ACT_BOUND_MS)
+            paints = first_paints(browser, saved, arguments.width)
+            steps, nothing = interactions(browser, dashboard, arguments.width)
+            quiet = p95(nothing) < QUIET_MS
+            always_quiet &= quiet
+            good &= line("first paint", *paints, PAINT_BOUND_MS, quiet=quiet)
+            for step, times in steps.items():
+                good &= line(step, *times, ACT_BOUND_MS, quiet=quiet)
             if arguments.leaks:
                 heap, grown = leaks(browser, dashboard, arguments.width)
                 held = heap < HEAP_BOUND and not grown
@@ -305,8 +316,8 @@ def main() -> int:
                     f"  {CYCLES} views: heap {heap / 1e6:+.2f} MB, left {json.dumps(grown)}{'' if held else '  MISSED'}"
                 )
         browser.close()
-    busy = os.getloadavg()[0] / (os.cpu_count() or 1)
-    print(f"bounds {'held' if good else 'MISSED'}; {busy:.1f} processes waited for each core")
+    judged = "the clock" if always_quiet else "the processor's time where the machine was busy with other things"
+    print(f"bounds {'held' if good else 'MISSED'}, by {judged}")
     return int(not good)
 
 
