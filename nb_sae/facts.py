@@ -215,7 +215,7 @@ def _is_ours(found: Any) -> bool:
 
 def _inside(found: Any) -> Iterable[Any]:
     if _is_ours(found):
-        return list(vars(found).values())
+        return list(vars(found).copy().values())
     if type(found) is dict:
         return list(islice(found.values(), _MOST_OBJECTS))
     return found[:_MOST_OBJECTS] if type(found) in (list, tuple) else ()
@@ -226,7 +226,7 @@ def _namespace() -> Mapping[str, Any]:
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     held = shell.user_ns if shell is not None else vars(sys.modules["__main__"])
-    return {name: value for name, value in list(held.items()) if not name.startswith("_")}
+    return {name: value for name, value in dict(held).items() if not name.startswith("_")}
 
 
 def _device() -> str:
