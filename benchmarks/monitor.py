@@ -4,9 +4,9 @@
     python benchmarks/monitor.py --quick    # one pair of short runs: checks that everything runs
 
 Bound: at most 1 % of the time of a training of a minute, at every size. Counted is the processor time that the training
-thread spends in the monitor between the first step and the last ("while"), what the kernel's other threads, which send the
-messages, take more than in a bare run ("threads"), and what the beginning and the end take ("once", which a longer run
-divides by more). "beside bare" is the ratio of both runs' whole processor time: it scatters as the machine does.
+thread spends in the monitor between the first step and the last ("while"), what the kernel's other threads, which send
+the messages, take more than in a bare run ("threads"), and what the beginning and the end take ("once", which a longer
+run divides by more). "beside bare" is the ratio of both runs' whole processor time: it scatters as the machine does.
 Exits with 1 if the bound is missed, if the weights differ, or if more than four updates came in a second.
 """
 
@@ -147,7 +147,7 @@ def main() -> int:
     for name, pairs in found.items():
         shares, ratios = [], []
         for bare, watched in pairs:
-            threads = max(0.0, watched["others"] - bare["others"])
+            threads = watched["others"] - bare["others"]
             shares.append((watched["while"] / bare["cpu"], threads / bare["cpu"], watched["once"]))
             ratios.append(watched["cpu"] / bare["cpu"] - 1)
             good &= bare["weights"] == watched["weights"]

@@ -181,6 +181,27 @@ def test_a_step_between_two_updates_costs_next_to_nothing(store):
     assert (time.perf_counter() - started) / 10_000 < 20e-6
 
 
+def test_many_short_runs_are_not_looked_at_each_time(store, monkeypatch):
+    monitor = TrainMonitor()
+    session = small.start(store, train=TRAIN, on_log=monitor)
+    looked = []
+    probe = session.probe()
+
+    def look(of):
+        looked.append(of.step)
+        time.sleep(0.02)
+        return type(probe).look(probe, of)
+
+    monkeypatch.setattr(session, "probe", lambda: SimpleNamespace(**vars(probe), look=look))
+    for _ in range(20):
+        session.run(steps=1, progress=False)
+    # The first, the last, and as many between as took a twentieth of the time.
+    assert looked[0] == 0
+    assert looked[-1] == 20
+    assert len(looked) <= 6
+    assert points(monitor)["step"].tolist() == list(range(1, 21))
+
+
 def test_a_saved_view_stays_small(store):
     monitor = TrainMonitor()
     small.start(store, train=TRAIN, on_log=monitor).run(progress=False)

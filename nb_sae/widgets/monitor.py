@@ -30,11 +30,11 @@ from nb_sae.widgets.hearing import hear_while_busy
 from nb_sae.widgets.monitor_inputs import MonitorInputs
 from nb_sae.widgets.monitor_runs import FEWEST_POINTS, KEPT_POINTS, Run, fresh_name
 
-SHARE = 0.004
-"""What updates may take of the time; the looks at rows and the static picture may take half of it each."""
-PICTURE_EVERY_S = 20.0
-FIRST_LOOK_S = 2.0
-"""When the first look at rows comes; a shorter run has one at its end."""
+SHARE, LOOK_SHARE, PICTURE_SHARE = 0.0025, 0.0025, 0.001
+"""What updates, looks at rows and the static picture may take of the time."""
+PICTURE_EVERY_S = 30.0
+WORTH = 20
+"""A run that ends before its plan does is looked at where that takes a twentieth of the time since the last look."""
 KEPT_NOTES = 20
 MOST_RUNS = 16
 
@@ -49,10 +49,10 @@ class TrainMonitor(Dashboard):
 
     A look at 256 rows, always the same, shows what they are decoded to at each budget and which of them a few latents
     are strongest on. Updates come at most four times a second and all of it together is held to about 1 % of the
-    training time: what costs more is done less often. The beginning and the end of a run take a look and a picture each
-    whatever that costs, some tenths of a second. At most 2,000 lines of all logs are kept (every second, every
-    fourth, … and always the last); `session.log` has them all. A run that fails leaves what was drawn, and
-    why it ended.
+    training time: what costs more is done less often. The beginning and the end of a run have a look and a picture
+    each, which takes about a tenth of a second besides. At most 2,000 lines of all logs are kept (every second, every
+    fourth, … and always the last); `session.log` has them all. A run that fails leaves what was drawn, and why it
+    ended.
 
     Args:
         sessions: Sessions to show beside what will be trained; a mapping names them.
@@ -103,7 +103,7 @@ class TrainMonitor(Dashboard):
         self._watches: dict[str, _Watch] = {}
         self._sending = threading.RLock()  # several threads may train, and answers come on others
         self._due = 0.0
-        self._picture_due = time.perf_counter() + PICTURE_EVERY_S
+        self._picture_due, self._picture_worth = time.perf_counter() + PICTURE_EVERY_S, 0.0
         self._shown: Any = None
         header, nothing = wire.pack({})
         about = {
@@ -140,6 +140,7 @@ class TrainMonitor(Dashboard):
         known = self._watches.get(run.name)
         self._watches[run.name] = watch = _Watch(self, run, known)
         self._show_self()
+        watch.begin()
         self._bring()
         return watch
 
@@ -293,15 +294,17 @@ class TrainMonitor(Dashboard):
 
         self._shown = display(bundle, metadata=metadata, raw=True, display_id=True)
 
-    def _redraw(self, *, now: bool) -> None:
-        """Draw the static picture again where one is displayed, seldom, or `now`."""
-        if self._shown is None or (not now and time.perf_counter() < self._picture_due):
-            return
+    def _redraw(self, *, ended: bool | None = None) -> None:
+        """Draw the static picture again where one is displayed: seldom, oftener at ends (False), at the last (True)."""
         began = time.perf_counter()
+        due = {None: self._picture_due, False: self._picture_worth, True: 0.0}[ended]
+        if self._shown is None or began < due:
+            return
         bundle, metadata = self._twin_bundle(base64.b64encode(self.picture()).decode("ascii"))
         self._shown.update(bundle, metadata=metadata, raw=True)
-        ended = time.perf_counter()
-        self._picture_due = ended + max(PICTURE_EVERY_S, 2 * (ended - began) / SHARE)
+        now = time.perf_counter()
+        self._picture_due = now + max(PICTURE_EVERY_S, (now - began) / PICTURE_SHARE)
+        self._picture_worth = now + WORTH * (now - began)
 
     def _picture_key(self) -> object:
         return tuple((run.name, run.state, run.points.lines) for run in self._runs)
@@ -339,8 +342,12 @@ class _Watch:
         self._forming = monitor_looks.Forming(monitor._chosen) if known is None else known._forming
         self._last: tuple[Any, pl.DataFrame] | None = None if known is None else known._last
         self._looks = monitor._look
-        self._look_due = time.perf_counter() + FIRST_LOOK_S
+        self._look_due, self._look_worth = (0.0, 0.0) if known is None else (known._look_due, known._look_worth)
         self._was = self._stands()
+
+    def begin(self) -> None:
+        """Take the first look, which says how much of the time the next ones take."""
+        self._guarded(lambda: self._look(self._look_due))
 
     def line(self, record: dict[str, Any]) -> None:
         """See `nb_sae.sae.watching.Watch`."""
@@ -361,11 +368,11 @@ class _Watch:
     def ended(self, error: BaseException | None) -> None:
         """See `nb_sae.sae.watching.Watch`."""
         self._run.ended(error)
+        last = self._run.state != "ready"
         if error is None:
-            self._look_due = 0.0
-            self._guarded(self._look)
+            self._guarded(lambda: self._look(0.0 if last else self._look_worth))
         self._guarded(self._monitor._bring)
-        self._guarded(lambda: self._monitor._redraw(now=True))
+        self._guarded(lambda: self._monitor._redraw(ended=last))
 
     def tables(self, rows: dict[tuple[int, int], int]) -> dict[str, pl.DataFrame]:
         """The last look as tables; the inputs that it names get their numbers in `rows`."""
@@ -390,12 +397,12 @@ class _Watch:
         }
 
     def _update(self) -> None:
-        self._look()
+        self._look(self._look_due)
         self._monitor._bring()
-        self._monitor._redraw(now=False)
+        self._monitor._redraw()
 
-    def _look(self) -> None:
-        if not self._looks or time.perf_counter() < self._look_due:
+    def _look(self, due: float) -> None:
+        if not self._looks or time.perf_counter() < due:
             return
         began, session = time.perf_counter(), self._run.session
         try:
@@ -409,7 +416,8 @@ class _Watch:
         self._last = look, self._forming.follow(look)
         self._monitor._send_looks()
         ended = time.perf_counter()
-        self._look_due = ended + 2 * (ended - began) / SHARE
+        self._look_due = ended + (ended - began) / LOOK_SHARE
+        self._look_worth = ended + WORTH * (ended - began)
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:
