@@ -20,11 +20,13 @@ export type Spot = readonly [number, number];
 
 export const WHOLE: Camera = { x: 0.5, y: 0.5, zoom: 1 };
 export const MOST_ZOOM = 200;
-const PAD = 16;
+/** Pixels around the points; axes need room for their names. */
+const [PAD, AXIS_PAD] = [16, 28];
 
 /** `stretch`: both axes fill the room, for a map whose axes are values. */
 export function placing(width: number, height: number, camera: Camera, stretch: boolean): Fit {
-  const room = [Math.max(1, width - 2 * PAD), Math.max(1, height - 2 * PAD)] as const;
+  const pad = 2 * (stretch ? AXIS_PAD : PAD);
+  const room = [Math.max(1, width - pad), Math.max(1, height - pad)] as const;
   const least = Math.min(...room);
   const size = stretch ? room : ([least, least] as const);
   const scale: [number, number] = [size[0] * camera.zoom, -size[1] * camera.zoom];
