@@ -74,6 +74,24 @@ def test_a_damaged_part_is_told_of_and_the_rest_of_the_dashboard_works(script: s
     assert log.errors == []
 
 
+def test_a_picture_that_does_not_decode_says_so_and_the_others_are_shown(mounts: MountPage, log: PageLog):
+    saved = copy.deepcopy(mounts.use(KINDS["feature-image"].make()))
+    at = saved["paths"].index(["thumbs"])
+    block = base64.b64decode(saved["buffers"][at])
+    ends = saved["state"]["thumbs_header"]["ends"]
+    saved["buffers"][at] = base64.b64encode(b"no picture".ljust(ends[0], b"!") + block[ends[0] :]).decode()
+    mounts.mount_saved(saved)
+    root = mounts.page.locator(".nbs-dash")
+    for latent in range(24):  # some card shows the first picture
+        if root.get_by_text("damaged picture").count():
+            break
+        mounts.page.evaluate("latent => nbsae.set('latent', latent)", latent)
+        mounts.page.wait_for_timeout(80)
+    expect(root.get_by_text("damaged picture").first).to_be_visible()
+    assert root.locator(".nbs-tile img").count() > 3
+    assert log.errors == []
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_strange_messages_of_the_kernel_change_nothing(script: str, mounts: MountPage, log: PageLog):
     mounts.mount(KINDS[SCRIPTS[script]].make(), "live")

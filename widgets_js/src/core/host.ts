@@ -90,6 +90,7 @@ export function dashboard(mount: Mount): Hooks {
         add: (dispose) => (closed ? dispose() : void disposers.push(dispose)),
       };
       life.add(keepKeys(el));
+      el.addEventListener("error", sayDamaged, true);
       try {
         checkSides(model);
         mount(linkedModel(model, life), el, life);
@@ -111,6 +112,11 @@ function keepKeys(el: HTMLElement): Disposer {
   const mark = ({ target }: FocusEvent) => (target as Element).setAttribute("data-lm-suppress-shortcuts", "true");
   el.addEventListener("focusin", mark);
   return () => el.removeEventListener("focusin", mark);
+}
+
+/** A picture that the browser cannot decode says so. The element is the view's own, and the listener goes with it. */
+function sayDamaged({ target }: Event): void {
+  if (target instanceof HTMLImageElement) target.replaceWith("damaged picture");
 }
 
 /**

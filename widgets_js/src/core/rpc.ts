@@ -90,7 +90,7 @@ export class Rpc {
         reject(
           new ShownError(
             `The kernel did not answer within ${timeout_ms / 1000} s.`,
-            "A long cell may be running. Wait for it, or restart the kernel and run the notebook again.",
+            "A long cell may be running. Wait for it, or restart the kernel and run all again.",
           ),
         );
       }, timeout_ms);
@@ -163,7 +163,7 @@ export class Rpc {
 function shown(given: unknown): ShownError {
   const { cause, fix, details } = (given ?? {}) as Record<string, unknown>;
   return new ShownError(
-    String(cause ?? "The kernel answered with an error that it does not explain."),
+    String(cause ?? "The kernel gave an error without a cause."),
     String(fix ?? ""),
     String(details ?? ""),
   );

@@ -25,7 +25,7 @@ export function checkSides(model: AnyModel): void {
   if (wire > WIRE_VERSION) {
     throw new ShownError(
       `This script is older than nb_sae ${nb_sae} in the kernel.`,
-      "Run the cell again and reload this browser tab; in a source checkout run first: make widgets.",
+      "Run the cell again and reload this browser tab.",
     );
   }
 }
