@@ -202,6 +202,7 @@ describe("the buttons", () => {
     await vi.advanceTimersByTimeAsync(10);
     for (const text of ["Pause", "Stop", "Save…", "Fork…"]) expect(button(text).disabled).toBe(true);
     expect(find(".nbs-status")?.textContent).toBe("saved view");
+    expect(find(".nbs-run")?.textContent).toContain("running when this was saved");
   });
 
   it("are asked about anew when a run begins", async () => {

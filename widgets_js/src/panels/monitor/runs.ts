@@ -21,7 +21,7 @@ export function runsPanel(root: HTMLElement, { state }: Panel): () => void {
   listen(list, "focusin", (event) => choose((event.target as Element).closest<HTMLElement>("[data-at]")));
   const choose = (line: HTMLElement | null) => line && state.set("chosen", Number(line.dataset.at));
   const lines: ReturnType<typeof lineOf>[] = [];
-  const stop = state.on(["runs", "chosen"], () => {
+  const stop = state.on(["runs", "chosen", "alone"], () => {
     const runs = state.get("runs");
     const chosen = Math.min(state.get("chosen"), Math.max(0, runs.length - 1));
     for (let at = lines.length; at < runs.length; at += 1) {
@@ -31,7 +31,7 @@ export function runsPanel(root: HTMLElement, { state }: Panel): () => void {
     }
     for (const [at, line] of lines.entries()) {
       const run = runs[at];
-      if (run) line.show(run, at === chosen);
+      if (run) line.show(run, at === chosen, state.get("alone"));
     }
     list.hidden = runs.length < 1;
     empty.hidden = runs.length > 0;
@@ -62,10 +62,11 @@ function lineOf(at: number) {
     bar,
     fvu,
   );
-  const show = (run: Run, chosen: boolean) => {
+  const show = (run: Run, chosen: boolean, alone: boolean) => {
     name.textContent = visible(run.name);
     name.title = run.title ?? "";
-    said.textContent = STATES[run.state] + (run.state === "running" && run.left ? `, ${duration(run.left)} left` : "");
+    const left = run.state === "running" && run.left ? `, ${duration(run.left)} left` : "";
+    said.textContent = STATES[run.state] + (alone && goesOn(run) ? " when this was saved" : left);
     bar.hidden = run.steps === undefined;
     bar.value = (run.step ?? 0) / Math.max(1, run.steps ?? 1);
     const last = run.quality.at(-1);
