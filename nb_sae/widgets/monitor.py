@@ -30,7 +30,7 @@ from nb_sae.widgets.hearing import hear_while_busy
 from nb_sae.widgets.monitor_inputs import MonitorInputs
 from nb_sae.widgets.monitor_runs import FEWEST_POINTS, KEPT_POINTS, Run, fresh_name
 
-SHARE, LOOK_SHARE, PICTURE_SHARE = 0.0025, 0.0025, 0.001
+SHARE, LOOK_SHARE, PICTURE_SHARE = 0.002, 0.0015, 0.0005
 """What updates, looks at rows and the static picture may take of the time."""
 PICTURE_EVERY_S = 30.0
 WORTH = 20
