@@ -140,7 +140,8 @@ def test_time_left_is_what_is_left_at_the_measured_speed(store):
 # Little of the time
 
 
-def test_updates_come_at_most_four_times_a_second(store, monkeypatch):
+def test_updates_come_at_most_four_times_a_second_however_cheap(store, monkeypatch):
+    monkeypatch.setattr(module, "SHARE", 1.0)
     monitor = TrainMonitor(look=False)
     sent = []
     bring = monitor._bring
@@ -153,7 +154,7 @@ def test_updates_come_at_most_four_times_a_second(store, monkeypatch):
     end = time.perf_counter() + 1.1
     while time.perf_counter() < end:
         watch.passed()
-    assert 3 <= len(sent) <= 5
+    assert 2 <= len(sent) <= 5
     assert min(np.diff(sent)) >= 0.25
 
 
