@@ -30,6 +30,7 @@ import nb_sae as ns
 from nb_sae.errors import NonFiniteError, WidgetError
 from nb_sae.widgets import monitor as module
 from nb_sae.widgets import monitor_looks, monitor_runs, wire
+from nb_sae.widgets.hearing import hear_while_busy
 from nb_sae.widgets.monitor import TrainMonitor
 from nb_sae.widgets.picture import MAX_BYTES
 
@@ -376,6 +377,15 @@ def test_requests_that_make_no_sense_are_answered(store, tmp_path):
 )  # fmt: skip
 def test_a_typed_setting_is_read_as_a_value_and_never_run(typed, value):
     assert module._value(typed) == value
+
+
+def test_messages_go_to_the_subshell_that_the_front_end_asks_for():
+    spoke_last = SimpleNamespace(_reply_subshell_for=lambda data, asked: None)  # as ipykernel 7.4 routes them
+    widget = SimpleNamespace(comm=spoke_last)
+    hear_while_busy(widget)
+    assert widget.comm._reply_subshell_for({}, "a subshell") == "a subshell"
+    assert widget.comm._reply_subshell_for({}, None) is None
+    hear_while_busy(SimpleNamespace(comm=None))  # no kernel, no comm
 
 
 # Several
