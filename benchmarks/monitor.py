@@ -60,6 +60,9 @@ class Timed:
     def passed(self):
         self._call(self._watch.passed)
 
+    def changed(self):
+        self._call(self._watch.changed)
+
     def ended(self, error):
         began = time.thread_time()
         self._watch.ended(error)

@@ -238,7 +238,7 @@ class Running:
     def tell(self) -> None:
         """Let who watches look at where the session stands."""
         if self._watch is not None:
-            self._watch.passed()
+            self._watch.changed()
 
     def batches(self, source: Any = None) -> Iterator[tuple[Position, Any]]:
         """Where a session stands after a batch, and the batch, from here on, pass after pass.

@@ -16,7 +16,11 @@ class Watch(Protocol):
         ...
 
     def passed(self) -> None:
-        """A step is done, or a pause began or ended. Called thousands of times a second: must be quick."""
+        """A step is done. Called thousands of times a second: must be quick."""
+        ...
+
+    def changed(self) -> None:
+        """A pause began or ended, or the session was stopped and others of its loop go on."""
         ...
 
     def ended(self, error: BaseException | None) -> None:

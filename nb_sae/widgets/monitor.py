@@ -343,7 +343,6 @@ class _Watch:
         self._last: tuple[Any, pl.DataFrame] | None = None if known is None else known._last
         self._looks = monitor._look
         self._look_due, self._look_worth = (0.0, 0.0) if known is None else (known._look_due, known._look_worth)
-        self._was = self._stands()
 
     def begin(self) -> None:
         """Take the first look, which says how much of the time the next ones take."""
@@ -355,15 +354,12 @@ class _Watch:
 
     def passed(self) -> None:
         """See `nb_sae.sae.watching.Watch`."""
-        stands = self._stands()
-        if time.perf_counter() < self._monitor._due and stands == self._was:
-            return
-        self._was = stands
-        self._guarded(self._update)
+        if time.perf_counter() >= self._monitor._due:
+            self._guarded(self._update)
 
-    def _stands(self) -> tuple[str, bool, bool]:
-        session = self._run.session
-        return session.control.state, session.control.stopping, session.stopped_early
+    def changed(self) -> None:
+        """See `nb_sae.sae.watching.Watch`."""
+        self._guarded(self._update)
 
     def ended(self, error: BaseException | None) -> None:
         """See `nb_sae.sae.watching.Watch`."""
