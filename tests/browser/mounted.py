@@ -102,6 +102,8 @@ class Remains:
 
     counts: dict[str, int]
     heap: int
+    nodes: int
+    """Nodes that are held somewhere, in the page or not."""
 
     @classmethod
     def of(cls, page: Page, session: CDPSession) -> Remains:
@@ -112,4 +114,5 @@ class Remains:
         for name in ("window", "document", "document.documentElement", "document.body"):
             found = session.send("Runtime.evaluate", {"expression": name})["result"]["objectId"]
             counts[name] = len(session.send("DOMDebugger.getEventListeners", {"objectId": found})["listeners"])
-        return cls(counts, session.send("Runtime.getHeapUsage")["usedSize"])
+        nodes = session.send("Memory.getDOMCounters")["nodes"]
+        return cls(counts, session.send("Runtime.getHeapUsage")["usedSize"], nodes)

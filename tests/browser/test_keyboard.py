@@ -21,13 +21,18 @@ STOPS = """root => [...root.querySelectorAll(
 FOCUS_INSIDE = "root => root.contains(document.activeElement)"
 
 
-def mounted(page: Page, kind: str) -> Locator:
-    return MountPage(page).mount(KINDS[kind].make())
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_keys_of_all_dashboards_work_in_each(page: Page, kind: str):
-    root = mounted(page, kind)
+def test_a_dashboard_is_used_from_the_keyboard_alone(page: Page, kind: str):
+    """One page for three promises: opening another takes longer than trying them."""
+    mounts, dashboard = MountPage(page), KINDS[kind].make()
+    root = mounts.mount(dashboard)
+    the_keys_of_all_dashboards_work(page, root, kind)
+    every_list_is_one_tab_stop_and_tab_leads_through_and_out(page, root, kind)
+    mounts.unmount()
+    arrows_move_in_every_list_that_is_seen(page, mounts.mount(dashboard))
+
+
+def the_keys_of_all_dashboards_work(page: Page, root: Locator, kind: str) -> None:
     root.locator(".nbs-keys").focus()
     page.keyboard.press("?")
     sheet = root.get_by_role("dialog", name="Keys")
@@ -52,9 +57,7 @@ def test_the_keys_of_all_dashboards_work_in_each(page: Page, kind: str):
     assert root.evaluate("root => document.activeElement.matches('input, [role=listbox]') && " + FOCUS_INSIDE[8:])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_list_is_one_tab_stop_and_tab_leads_through_and_out(page: Page, kind: str):
-    root = mounted(page, kind)
+def every_list_is_one_tab_stop_and_tab_leads_through_and_out(page: Page, root: Locator, kind: str) -> None:
     for view in ("", *KINDS[kind].views):
         if view:
             root.get_by_role("button", name=view, exact=True).first.click()
@@ -77,9 +80,7 @@ def test_every_list_is_one_tab_stop_and_tab_leads_through_and_out(page: Page, ki
     assert stops > 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_arrows_move_in_every_list_that_is_seen(page: Page, kind: str):
-    root = mounted(page, kind)
+def arrows_move_in_every_list_that_is_seen(page: Page, root: Locator) -> None:
     lists = root.locator("[role=listbox]:visible").all()[:4]
     assert lists
     for one in lists:
