@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 from collections import namedtuple
@@ -62,7 +63,9 @@ def serve(no_server: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     def start(answers: dict[str, object]) -> Path:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                known = self.headers["Authorization"] == "token secret" and self.path in answers
+                # As jupyter_server: settings ask for the token, extensions are files for everybody.
+                wanted = "token secret" if "/settings/" in self.path else None
+                known = self.headers["Authorization"] == wanted and self.path in answers
                 self.send_response(200 if known else 404)
                 self.end_headers()
                 if known:
@@ -172,6 +175,78 @@ def test_a_server_without_anywidget_is_a_problem_even_where_this_environment_has
     found = found_by_topic()["anywidget"]
     assert (found.level, "the running server has no extension anywidget" in found.found) == ("problem", True)
     assert found.fix.startswith("Where the Jupyter server runs: pip install anywidget==0.11.0")
+
+
+class Odd(BaseHTTPRequestHandler):
+    """Answers with what is no answer, and remembers what it was sent."""
+
+    status, place, heard = 302, "", []
+
+    def do_GET(self):
+        type(self).heard.append(self.headers["Authorization"])
+        if not self.status:
+            self.wfile.write(b"what?\r\n")
+            return
+        self.send_response(self.status)
+        self.send_header("Location", self.place)
+        self.end_headers()
+        self.wfile.write(b"<html>Log in</html>")
+
+    def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002
+
+
+@pytest.fixture
+def odd(no_server: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
+    """A server of this kernel that answers oddly."""
+    running: list[HTTPServer] = []
+
+    def start(status: int, place: str = "") -> Server:
+        handler = type("Handler", (Odd,), {"status": status, "place": place, "heard": []})
+        running.append(HTTPServer(("127.0.0.1", 0), handler))
+        threading.Thread(target=running[-1].serve_forever, daemon=True).start()
+        monkeypatch.setenv("JPY_PARENT_PID", "77")
+        address = f"http://127.0.0.1:{running[-1].server_port}/"
+        (no_server / "jpserver-77.json").write_text(json.dumps({"url": address, "token": "secret"}))
+        found = Server.of_this_kernel()
+        assert found is not None
+        return found
+
+    yield start
+    for server in running:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("status", [0, 200, 302, 403, 500])
+def test_a_server_that_gives_no_answer_is_not_said_to_lack_an_extension(odd, extensions, monkeypatch, status: int):
+    versions(monkeypatch, **KERNEL)
+    extensions("anywidget", "0.11.2")
+    extensions("@jupyter-widgets/jupyterlab-manager", "5.0.16")
+    assert odd(status, "/login").saves_state() is None
+    found = found_by_topic()
+    assert {check.level for check in found.values()} == {"ok"}
+    assert found["anywidget"].found == "0.11.0 ↔ 0.11.2"
+
+
+def test_the_token_goes_to_no_other_server_and_only_where_it_is_needed(odd):
+    elsewhere = odd(200)
+    server = odd(302, elsewhere.url + "taken")
+    assert server.saves_state() is None
+    with pytest.raises(OSError, match="302"):
+        server.extension_version("anywidget")
+    heard = [handler.heard for handler in Odd.__subclasses__()[-2:]]
+    assert heard == [[], ["token secret", None]]
+
+
+def test_the_file_of_a_killed_server_is_passed_over(no_server: Path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name, process in (("1", ended.pid), ("2", os.getpid())):
+        facts = {"url": f"http://127.0.0.1:{name}/", "token": "", "pid": process}
+        (no_server / f"jpserver-{name}.json").write_text(json.dumps(facts))
+    server = Server.of_this_kernel()
+    assert server is not None
+    assert server.url.endswith(":2/")
 
 
 def test_a_server_that_does_not_answer_or_lives_elsewhere_is_not_waited_for(serve, no_server: Path):
