@@ -198,18 +198,26 @@ def _widget_bridge() -> Iterator[Check]:
 def _bridge(package: str, extension: str, kernel: str, server: Server | None) -> Check:
     """One package on both sides: the server is asked what it hands out, else this environment is looked at."""
     topic = f"{package} (kernel ↔ JupyterLab)"
-    browser = extension_version(extension) if server is None else server.extension_version(extension)
-    where = "this environment" if server is None else "the running server"
+    browser, asked = _handed_out(extension, server)
+    where = "the running server" if asked else "this environment"
     if browser is None:
-        certain = server is not None or version_of("jupyterlab") is not None
+        certain = asked or version_of("jupyterlab") is not None
         found = f"{kernel} ↔ {where} has no extension {extension}"
         return Check(topic, found, "problem" if certain else "note", _on_the_server(package, kernel))
-    found = f"{kernel} ↔ {browser}" + (f" ({where})" if server is not None else "")
+    found = f"{kernel} ↔ {browser}" + (f" ({where})" if asked else "")
     if package == "anywidget" and not _same_minor(kernel, browser):
         return Check(topic, found + " do not fit", "problem", _for_anywidget(kernel, browser))
     if package == "ipywidgets" and not _same_generation(kernel, browser):
         return Check(topic, found + " do not fit", "problem", _for_ipywidgets(kernel))
     return Check(topic, found)
+
+
+def _handed_out(extension: str, server: Server | None) -> tuple[str | None, bool]:
+    """Version of the browser's side, and whether the running server said it; silence is no answer."""
+    if server is not None:
+        with contextlib.suppress(OSError):
+            return server.extension_version(extension), True
+    return extension_version(extension), False
 
 
 def _on_the_server(package: str, kernel: str) -> str:

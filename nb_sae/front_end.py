@@ -6,6 +6,7 @@ the Jupyter folders of this environment are read. Only this machine's own server
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import sys
@@ -48,34 +49,66 @@ class Server:
             facts = json.loads(path.read_text(encoding="utf-8"))
             url, token = str(facts["url"]), str(facts.get("token", ""))
             started = path.stat().st_mtime
+            here = urllib.parse.urlsplit(url).hostname in _LOOPBACK and _runs(facts.get("pid"))
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return cls(url, token, started) if urllib.parse.urlsplit(url).hostname in _LOOPBACK else None
+        return cls(url, token, started) if here else None
 
-    def read(self, path: str) -> dict[str, Any] | None:
-        """The JSON object at a path below the server's address; None where it gives none in time."""
-        request = urllib.request.Request(
-            urllib.parse.urljoin(self.url, urllib.parse.quote(path)), headers={"Authorization": f"token {self.token}"}
-        )
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know this machine
+    def read(self, path: str, *, with_token: bool = False) -> dict[str, Any] | None:
+        """The JSON object at a path below the server's address; None where there is no such path.
+
+        Raises:
+            OSError: The server gives no such answer in time: it has ended, asks for a login, or sends us elsewhere.
+        """
+        request = urllib.request.Request(urllib.parse.urljoin(self.url, urllib.parse.quote(path)))
+        if with_token:
+            request.add_header("Authorization", f"token {self.token}")
+        # A proxy does not know this machine, and a redirect would take the token along.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _StayHere)
         try:
             with opener.open(request, timeout=ANSWER_TIMEOUT_S) as answer:
                 found = json.loads(answer.read())
-        except (OSError, ValueError, urllib.error.URLError):
-            return None
+        except urllib.error.HTTPError as error:
+            if error.code == http.client.NOT_FOUND:
+                return None
+            raise
+        except (ValueError, http.client.HTTPException) as error:
+            raise OSError(f"{self.url} gave no JSON") from error
         return found if isinstance(found, dict) else None
 
     def extension_version(self, name: str) -> str | None:
-        """Version of the extension that this server hands to the browser, or None."""
+        """Version of the extension that this server hands to the browser, or None. Raises as `read` does."""
         return _version(self.read(f"lab/extensions/{name}/package.json"))
 
     def saves_state(self) -> bool | None:
         """Whether JupyterLab is set to save the widgets' state in the notebook; None where it does not say."""
-        found = self.read(f"lab/api/settings/{_MANAGER}:plugin")
-        if found is None:
+        try:
+            found = self.read(f"lab/api/settings/{_MANAGER}:plugin", with_token=True)
+        except OSError:
             return None
-        settings = found.get("settings")
+        settings = None if found is None else found.get("settings")
         return bool(settings.get("saveState", False)) if isinstance(settings, dict) else None
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: each is an `HTTPError`."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
+        """None: do not go there."""
+        del req, fp, code, msg, headers, newurl
+
+
+def _runs(process: Any) -> bool:
+    """Whether a process is alive; a killed server leaves its file behind. True where that cannot be asked."""
+    if not isinstance(process, int) or os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)  # signal 0 asks and sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it lives, and is another user's
+        pass
+    return True
 
 
 def extension_folder(name: str) -> Path | None:
