@@ -12,7 +12,7 @@ import sessions as small
 import torch
 
 import nb_sae as ns
-from nb_sae.errors import ConfigError, PathExistsError
+from nb_sae.errors import ConfigError, NonFiniteError, PathExistsError
 from nb_sae.sae.control import Border
 
 
@@ -330,3 +330,99 @@ def test_a_source_without_rows_by_number_gives_no_probe(store):
 
     with pytest.raises(StoreError, match="keeps no rows"):
         Probe(small.start(Stream.from_tensor(small.rows())))
+
+
+def test_a_split_dictionary_is_not_looked_at_by_one_process_alone(store, monkeypatch):
+    from nb_sae.sae.probe import Probe
+
+    session = small.start(store, train=TRAIN)
+    monkeypatch.setattr(session.group, "latent_shares", 2, raising=False)
+    with pytest.raises(ConfigError, match="one of 2 parts"):
+        Probe(session)
+
+
+# What drops out, and what fails
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [({"a": 1}, r"a dict; .*list\(sessions.values\(\)\)"), (3, "a int"), ([1], "a list")]
+)
+def test_what_is_no_list_of_sessions_is_refused(given, said):
+    with pytest.raises(ConfigError, match=said):
+        ns.train_together(given)
+
+
+def test_one_that_was_stopped_is_saved_and_hears_while_the_others_go_on(store, tmp_path):
+    folders = [tmp_path / name for name in "ab"]
+    one, other = (small.start(store, train=TRAIN, save_to=at, save_every_rows=10**9) for at in folders)
+    seen = []
+
+    def look():
+        forked = one.control.fork(learning_rate=1e-4).result(timeout=1)
+        seen.append((one.control.state, ns.Session.load(folders[0], device="cpu").step, forked.step))
+
+    one.on_log, other.on_log = At(6, one.control.stop), At(9, look)
+    ns.train_together([one, other], progress=False)
+    assert seen == [("idle", 6, 6)]
+    assert other.finished
+
+
+def test_those_beside_one_that_fails_are_saved_and_stand_ready(store, tmp_path):
+    def fail(line):
+        if line["step"] == 7:
+            raise OSError("the disk is full")
+
+    one = small.start(store, train=TRAIN, on_log=fail)
+    other = small.start(store, train=TRAIN, save_to=tmp_path / "own", save_every_rows=10**9)
+    with pytest.raises(OSError, match="disk"):
+        ns.train_together([one, other], progress=False)
+    loaded = ns.Session.load(tmp_path / "own", store, device="cpu")
+    assert (loaded.step, other.step, other.stopped_early) == (7, 7, True)
+    loaded.run(progress=False)
+    assert small.same(small.state(loaded), small.state(small.start(store, train=TRAIN).run(progress=False)))
+
+
+def test_a_fork_leaves_its_origin_as_it_would_have_been(store):
+    bare = small.start(store, train=TRAIN).run(progress=False)
+    session = small.start(store, train=TRAIN)
+    session.on_log = At(6, lambda: session.control.fork(learning_rate=1e-2, budgets=(2, 8)))
+    session.run(progress=False)
+    assert small.same(small.state(bare), small.state(session))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_failed_step_that_a_save_finds_ends_the_run(tmp_path, together):
+    source = small.Rows.from_tensor(small.rows())
+    source.spoil = lambda epoch, number, batch: (  # pyright: ignore[reportAttributeAccessIssue]
+        batch * float("nan") if (epoch, number) == (0, 4) else batch
+    )
+    train = ns.TrainConfig(rows=32 * STEPS, batch_rows=32, dead_after_rows=200, log_every=10**6)
+    session = small.start(source, train=train)
+    take_step, asked = session.take_step, []
+
+    def step(*given, **named):
+        take_step(*given, **named)
+        if session.step == 6:  # no line of the log is due before the end
+            asked.append(session.control.save(tmp_path / "one"))
+
+    session.take_step = step
+    others = [small.start(source, train=train)] if together else []
+    with pytest.raises(NonFiniteError, match="at step 4"):
+        ns.train_together([session, *others], progress=False)
+    assert session.step == 4
+    with pytest.raises(NonFiniteError):
+        asked[0].result(timeout=1)
+    assert not (tmp_path / "one" / "session.json").exists()
+
+
+def test_a_run_goes_on_where_who_watches_it_fails(store):
+    class Blind:
+        def __call__(self, line): ...
+
+        def watch(self, session, name=None):
+            raise RuntimeError("no screen")
+
+    session = small.start(store, train=TRAIN, on_log=Blind())
+    with pytest.warns(UserWarning, match="not watched: RuntimeError: no screen"):
+        session.run(progress=False)
+    assert session.finished

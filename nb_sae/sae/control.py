@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from nb_sae.errors import ConfigError
+from nb_sae.errors import ConfigError, NonFiniteError
 
 if TYPE_CHECKING:
     from nb_sae.sae.session import Session
@@ -80,6 +80,7 @@ class Control:
         self._orders: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self.stopping = False
         """Whether a stop was asked for in this run."""
+        self._failure: NonFiniteError | None = None
 
     @property
     def state(self) -> Literal["idle", "running", "paused"]:
@@ -155,7 +156,7 @@ class Control:
     def listening(self, border: Border) -> Iterator[None]:
         """While a loop steps the session; orders that nobody carried out are refused where the loop failed."""
         with self._lock:
-            self._border, self.stopping = border, False
+            self._border, self.stopping, self._failure = border, False, None
         try:
             yield
         except BaseException as error:
@@ -171,6 +172,15 @@ class Control:
         while self._orders:
             future, act = self._orders.popleft()
             self._do(future, act)
+
+    def check_sound(self) -> None:
+        """Before a step: a copy that was asked for reads the device, and may find that an earlier step has failed.
+
+        Raises:
+            NonFiniteError: it did; the session stands before that step.
+        """
+        if self._failure is not None:
+            raise self._failure
 
     def _refuse(self, error: BaseException) -> None:
         while self._orders:
@@ -194,14 +204,18 @@ class Control:
                 self._do(future, act)
         return future
 
-    @staticmethod
-    def _do(future: Future[Any], act: Callable[[], Any]) -> None:
+    def _do(self, future: Future[Any], act: Callable[[], Any]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
             future.set_result(act())
         except Exception as error:  # it belongs to whoever asked, not to the training
+            if isinstance(error, NonFiniteError) and self._border is not None:
+                self._failure = error  # but this one
             future.set_exception(error)
+        except BaseException as error:
+            future.set_exception(error)
+            raise
 
     def _loop(self, order: str) -> Border:
         border = self._border

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nb_sae.errors import StoreError
+from nb_sae.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from nb_sae.sae.session import Session
@@ -55,9 +55,15 @@ class Probe:
 
     Raises:
         StoreError: the source, such as a stream, gives no rows by number.
+        ConfigError: the dictionary is split over processes, which would all have to look at once.
     """
 
     def __init__(self, session: Session, *, rows: int = PROBE_ROWS, seed: int = 0) -> None:
+        if session.group.latent_shares > 1:
+            raise ConfigError(
+                f"This process holds one of {session.group.latent_shares} parts of the dictionary, and cannot look at "
+                "rows by itself. Save the session and look at session.dictionary of what Session.load gives."
+            )
         source: Any = session.source
         count = min(rows, len(source))
         generator = np.random.default_rng(seed)

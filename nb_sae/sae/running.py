@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -193,7 +194,10 @@ class Running:
         """
         self._watch = None
         if isinstance(self.on_log, Watcher) and self.group.is_main:
-            self._watch = self.on_log.watch(self)  # pyright: ignore[reportArgumentType]
+            try:
+                self._watch = self.on_log.watch(self)  # pyright: ignore[reportArgumentType]
+            except Exception as error:  # training is worth more than its picture
+                warnings.warn(f"This run is not watched: {type(error).__name__}: {error}", stacklevel=2)
         with ExitStack() as stack:
             stack.enter_context(self._watched())
             stack.enter_context(self.control.listening(border or Border()))
@@ -262,6 +266,7 @@ class Running:
 
     def take_step(self, batch: Any, place: Position, *, last: int) -> None:
         """One step, with the log and the save that are due after it; `place` is what `batches` gave with the batch."""
+        self.control.check_sound()
         result = self._train_step(batch)
         self.step += 1
         self._position = place

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import TypeVar
 
 from nb_sae.errors import ConfigError
@@ -33,6 +33,10 @@ def train_together(
     Raises:
         ConfigError: the sessions cannot share batches; says what differs.
     """
+    if not isinstance(sessions, Sequence) or not all(isinstance(one, Running) for one in sessions):
+        given = type(sessions).__name__
+        hint = "Give its values: list(sessions.values())." if isinstance(sessions, Mapping) else "Give a list of them."
+        raise ConfigError(f"train_together was given a {given}; expected sessions, such as [one, other]. {hint}")
     if not sessions or len({id(one) for one in sessions}) < len(sessions):
         raise ConfigError("Give at least one session, each once.")
     first = sessions[0]
@@ -69,10 +73,12 @@ def advance(sessions: Sequence[Running], lasts: Sequence[int], *, progress: bool
         )
         interrupted = stack.enter_context(deferred_interrupt())
         border = Border(takes_forks=first.group.world == 1)
+        under_way = stack.enter_context(_UnderWay(border))
         for one, _ in active:
-            stack.enter_context(one.under_way(border))
+            under_way.begin(one)
         for place, batch in active[0][0].batches():
             failures: list[Exception] = []
+            sound: list[Running] = []
             for one, last in active:
                 try:
                     one.take_step(batch, place, last=last)
@@ -80,27 +86,53 @@ def advance(sessions: Sequence[Running], lasts: Sequence[int], *, progress: bool
                     if len(active) > 1:
                         error.add_note(f"Raised by session {list(sessions).index(one)} of {len(sessions)}.")
                     failures.append(error)
+                else:
+                    sound.append(one)
             bar.update(batch_rows)
             if failures:
+                for one in sound if first.group.world == 1 else ():  # several processes may not all have come here
+                    one.stopped_early = not one.finished
+                    with suppress(Exception):  # the first error is the one to show
+                        under_way.end(one)
                 raise failures[0]
+            for one in [one for one, last in active if one.step >= last]:
+                under_way.end(one)
             active = [(one, last) for one, last in active if one.step < last]
             if not active:
                 break
-            active = _after_orders(active, border, interrupted, stack)
+            active = _after_orders(active, border, interrupted, under_way)
             if not active or first.group.agree_to_stop(interrupted() or _stopping(active), active[0][0].step):
                 for one, _ in active:
                     one.stopped_early = True
                 break
 
 
+class _UnderWay(ExitStack):
+    """What is around the steps of every session of a loop; one that drops out is saved, and hears for itself again."""
+
+    def __init__(self, border: Border) -> None:
+        super().__init__()
+        self._border = border
+        self._ends: dict[int, ExitStack] = {}
+
+    def begin(self, one: Running) -> None:
+        """Its run begins."""
+        self._ends[id(one)] = end = self.enter_context(ExitStack())
+        end.enter_context(one.under_way(self._border))
+
+    def end(self, one: Running) -> None:
+        """Its run ends; those of the others go on."""
+        self._ends.pop(id(one)).close()
+
+
 def _after_orders(
-    active: list[tuple[Running, int]], border: Border, interrupted: Callable[[], bool], stack: ExitStack
+    active: list[tuple[Running, int]], border: Border, interrupted: Callable[[], bool], under_way: _UnderWay
 ) -> list[tuple[Running, int]]:
     """Who goes on after what was asked between two steps: forks join, those that were stopped drop out."""
     border([one for one, _ in active], interrupted)
     lasts = {id(one): last for one, last in active}
     for origin, fork in border.forks:
-        stack.enter_context(fork.under_way(border))
+        under_way.begin(fork)
         active.append((fork, min(fork.train.steps, lasts[id(origin)])))
     border.forks.clear()
     if active[0][0].group.world > 1:
@@ -108,7 +140,7 @@ def _after_orders(
     for one, _ in active:
         one.stopped_early = one.control.stopping
         if one.stopped_early:
-            one.tell()
+            under_way.end(one)
     return [(one, last) for one, last in active if not one.stopped_early]
 
 

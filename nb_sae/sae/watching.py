@@ -20,7 +20,7 @@ class Watch(Protocol):
         ...
 
     def changed(self) -> None:
-        """A pause began or ended, or the session was stopped and others of its loop go on."""
+        """A pause began or ended."""
         ...
 
     def ended(self, error: BaseException | None) -> None:
