@@ -21,6 +21,8 @@ COMPAT_TESTS := tests/test_widgets.py tests/test_widgets_wire.py tests/test_lm.p
 	tests/test_direct_attribution.py tests/test_heads.py tests/test_logit_lens.py tests/test_vision_lens.py \
 	tests/test_layer_quality.py tests/test_widgets_flow.py tests/test_widgets_atlas.py tests/test_widgets_monitor.py \
 	tests/test_linking.py tests/test_shared_scripts.py tests/test_hosts_colab.py
+# Tests side by side; each on one thread, so that two do not fight for the cores. JOBS=0: one after the other.
+JOBS := 2
 TEST_STEPS := lint types contracts js unit notebooks wheel docs browser
 
 # Tests work without a network; a name that would have to be fetched fails instead of waiting.
@@ -77,10 +79,10 @@ js: | $(DEV_STAMP) ## TypeScript: format, rules, types and tests
 	$(PY) scripts/build_widgets.py --install-node --npm check test
 
 unit: $(DEV_STAMP) widgets ## pytest without browser, notebooks and wheel
-	$(PYTEST) -q -m "not browser and not notebook and not wheel" --durations=10
+	OMP_NUM_THREADS=1 $(PYTEST) -q -n $(JOBS) --dist loadfile -m "not browser and not notebook and not wheel" --durations=10
 
 notebooks: $(DEV_STAMP) widgets ## execute the tutorials
-	$(PYTEST) -q -m notebook --durations=0
+	OMP_NUM_THREADS=1 $(PYTEST) -q -n $(JOBS) --dist loadgroup -m notebook --durations=0
 
 wheel: $(DEV_STAMP) widgets ## build the wheel, install it elsewhere, import it
 	$(PYTEST) -q -m wheel --durations=0
@@ -92,7 +94,7 @@ docs: $(DEV_STAMP) widgets ## the documentation in build/site, warnings are erro
 
 browser: $(DEV_STAMP) widgets ## headless Chromium on the offline report and on JupyterLab
 	@$(PY) scripts/setup_browser.py
-	$(PYTEST) -q -m browser --durations=10 -s
+	$(PYTEST) -q -n $(JOBS) --dist loadfile -m browser --durations=10
 
 release-check: $(DEV_STAMP) widgets ## a dry run of publishing: build into dist/, check, install, import; TAG=v1.2.3 checks a tag
 	$(PY) scripts/release_check.py $(if $(TAG),--tag "$(TAG)")

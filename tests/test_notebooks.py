@@ -38,7 +38,7 @@ class Executed:
         return nbformat.read(self.page.with_suffix(".ipynb"), as_version=4)
 
 
-@pytest.fixture(scope="module", params=TUTORIALS)
+@pytest.fixture(scope="module", params=[pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in TUTORIALS])
 def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Executed:
     """The report of a tutorial; a cell that fails raises here."""
     folder = tmp_path_factory.mktemp(request.param)
