@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,23 +126,23 @@ class TrainMonitor(Dashboard):
         name = str(line.get("site", "run"))
         run = next((one for one in self._runs if one.name == name), None) or self._add(name, None)
         run.state = "running"
-        run.points.add({key: value for key, value in line.items() if key != "site"})
+        with self._sending:
+            run.points.add({key: value for key, value in line.items() if key != "site"})
         self._show_self()
         if time.perf_counter() >= self._due:
             self._bring()
 
     def watch(self, session: Any, name: str | None = None) -> _Watch:
         """Follow a session whose run begins. Called by it."""
-        run = next((one for one in self._runs if one.session is session), None)
-        if run is None:
-            run = self._add(name or self._names.pop(id(session), None) or _title(session), session)
-        else:
-            run.follow(session)
+        with self._sending:
+            run = next((one for one in self._runs if one.session is session), None)
+            if run is None:
+                run = self._add(self._names.pop(id(session), None) or name or _title(session), session)
+            else:
+                run.follow(session)
         known = self._watches.get(run.name)
         self._watches[run.name] = watch = _Watch(self, run, known)
-        self._show_self()
         watch.begin()
-        self._bring()
         return watch
 
     def _add(self, name: str, session: Any) -> Run:
@@ -175,15 +176,17 @@ class TrainMonitor(Dashboard):
     def _bring(self) -> None:
         """Bring the browser up to date; the next time is when this one's cost is a small share of the time."""
         began = time.perf_counter()
-        with self._sending:
-            for run in self._runs:
-                run.update()
-            frames = {f"run{at}": run.points.frame() for at, run in enumerate(self._runs) if len(run.points)}
-            with self.hold_sync():
-                self.runs = [run.status() for run in self._runs]
-                self.points_header, self.points = wire.pack(frames)
-        now = time.perf_counter()
-        self._due = now + max(1 / UPDATES_PER_SECOND, (now - began) / SHARE)
+        try:
+            with self._sending:
+                for run in self._runs:
+                    run.update()
+                frames = {f"run{at}": run.points.frame() for at, run in enumerate(self._runs) if len(run.points)}
+                with self.hold_sync():
+                    self.runs = [run.status() for run in self._runs]
+                    self.points_header, self.points = wire.pack(frames)
+        finally:  # what fails is not tried again at every step
+            now = time.perf_counter()
+            self._due = now + max(1 / UPDATES_PER_SECOND, (now - began) / SHARE)
 
     def _send_looks(self) -> None:
         """Send the last look of every run, with the inputs that it names."""
@@ -252,9 +255,13 @@ class TrainMonitor(Dashboard):
         def keep(done: Future[Any]) -> None:
             if done.exception() is None:
                 fork = done.result()
-                known = fresh_name(wire.clean_text(name), [*self.forks, *(one.name for one in self._runs)])
-                self.forks[known] = fork
-                self._names[id(fork)] = known
+                with self._sending:
+                    joined = next((one for one in self._runs if one.session is fork), None)  # it may run already
+                    names = [*self.forks, *(one.name for one in self._runs)]
+                    known = fresh_name(wire.clean_text(name), names) if joined is None else joined.name
+                    self.forks[known] = fork
+                    if joined is None:
+                        self._names[id(fork)] = known
 
         future.add_done_callback(keep)
         self._tell_later(future, run, request, lambda fork: self._said_of(fork))
@@ -300,11 +307,13 @@ class TrainMonitor(Dashboard):
         due = {None: self._picture_due, False: self._picture_worth, True: 0.0}[ended]
         if self._shown is None or began < due:
             return
-        bundle, metadata = self._twin_bundle(base64.b64encode(self.picture()).decode("ascii"))
-        self._shown.update(bundle, metadata=metadata, raw=True)
-        now = time.perf_counter()
-        self._picture_due = now + max(PICTURE_EVERY_S, (now - began) / PICTURE_SHARE)
-        self._picture_worth = now + WORTH * (now - began)
+        try:
+            bundle, metadata = self._twin_bundle(base64.b64encode(self.picture()).decode("ascii"))
+            self._shown.update(bundle, metadata=metadata, raw=True)
+        finally:
+            now = time.perf_counter()
+            self._picture_due = now + max(PICTURE_EVERY_S, (now - began) / PICTURE_SHARE)
+            self._picture_worth = now + WORTH * (now - began)
 
     def _picture_key(self) -> object:
         return tuple((run.name, run.state, run.points.lines) for run in self._runs)
@@ -342,28 +351,32 @@ class _Watch:
         self._forming = monitor_looks.Forming(monitor._chosen) if known is None else known._forming
         self._last: tuple[Any, pl.DataFrame] | None = None if known is None else known._last
         self._looks = monitor._look
+        self._said = ""
         self._look_due, self._look_worth = (0.0, 0.0) if known is None else (known._look_due, known._look_worth)
 
     def begin(self) -> None:
-        """Take the first look, which says how much of the time the next ones take."""
+        """Show it, and take the first look, which says how much of the time the next ones take."""
+        self._guarded(self._monitor._show_self)
         self._guarded(lambda: self._look(self._look_due))
+        self._guarded(self._monitor._bring)
 
     def line(self, record: dict[str, Any]) -> None:
         """See `nb_sae.sae.watching.Watch`."""
-        self._run.points.add(record)
+        with self._monitor._sending:
+            self._run.points.add(record)
 
     def passed(self) -> None:
         """See `nb_sae.sae.watching.Watch`."""
         if time.perf_counter() >= self._monitor._due:
-            self._guarded(self._update)
+            self._update()
 
     def changed(self) -> None:
         """See `nb_sae.sae.watching.Watch`."""
-        self._guarded(self._update)
+        self._update()
 
     def ended(self, error: BaseException | None) -> None:
         """See `nb_sae.sae.watching.Watch`."""
-        self._run.ended(error)
+        self._guarded(lambda: self._end(error))
         last = self._run.state != "ready"
         if error is None:
             self._guarded(lambda: self._look(0.0 if last else self._look_worth))
@@ -392,10 +405,14 @@ class _Watch:
             "forming": forming.with_columns(rows=pl.Series(named, dtype=pl.List(pl.UInt32))),
         }
 
+    def _end(self, error: BaseException | None) -> None:
+        with self._monitor._sending:
+            self._run.ended(error)
+
     def _update(self) -> None:
-        self._look(self._look_due)
-        self._monitor._bring()
-        self._monitor._redraw()
+        self._guarded(lambda: self._look(self._look_due))
+        self._guarded(self._monitor._bring)
+        self._guarded(self._monitor._redraw)
 
     def _look(self, due: float) -> None:
         if not self._looks or time.perf_counter() < due:
@@ -405,24 +422,26 @@ class _Watch:
             if self._probe is None:
                 self._probe = session.probe()
             look = self._probe.look(session)
+            self._last = look, self._forming.follow(look)
+            self._monitor._send_looks()
         except NbSaeError as error:
             self._looks = False
             self._monitor._note(self._run.name, f"No look at rows: {error}")
-            return
-        self._last = look, self._forming.follow(look)
-        self._monitor._send_looks()
-        ended = time.perf_counter()
-        self._look_due = ended + (ended - began) / LOOK_SHARE
-        self._look_worth = ended + WORTH * (ended - began)
+        finally:  # what fails is not tried again at every step
+            ended = time.perf_counter()
+            runs = sum(one.state in ("running", "paused", "stopping") for one in self._monitor._runs)
+            self._look_due = ended + max(1, runs) * (ended - began) / LOOK_SHARE  # they share what looks may take
+            self._look_worth = ended + WORTH * (ended - began)
 
     def _guarded(self, act: Callable[[], None]) -> None:
         try:
             act()
         except Exception as error:  # hours of training are worth more than their picture
-            try:
-                self._monitor._note(self._run.name, f"Not shown: {type(error).__name__}: {error}", error=True)
-            except Exception:
-                self._looks = False
+            said = f"Not shown: {type(error).__name__}: {error}"
+            if said != self._said:  # once is enough
+                self._said = said
+                with suppress(Exception):
+                    self._monitor._note(self._run.name, said, error=True)
 
 
 def _named(sessions: Any) -> list[tuple[str, Any]]:

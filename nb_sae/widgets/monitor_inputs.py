@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 from PIL import Image
 
-from nb_sae.errors import InputError, WidgetError
+from nb_sae.errors import WidgetError
 from nb_sae.widgets.wire import clean_text
 
 PICTURE_SIDE = 96
@@ -36,7 +36,9 @@ class MonitorInputs:
         places: dict[int, int] = {}
         lines, held = [], 0
         for input_id, token in rows:
-            text, webp = self._made.setdefault(input_id, self._make(input_id))
+            if input_id not in self._made:
+                self._made[input_id] = self._make(input_id)
+            text, webp = self._made[input_id]
             if webp and input_id not in places and held + len(webp) <= PICTURES_BYTES:
                 places[input_id] = len(thumbs)
                 thumbs.append(webp)
@@ -62,9 +64,9 @@ class MonitorInputs:
                 text = clean_text(given)
                 return (text if len(text) <= TEXT_CHARS else f"{text[:TEXT_CHARS]}…"), b""
             picture = given.convert("RGB")
-        except (InputError, OSError, AttributeError):
+            picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
+            out = io.BytesIO()
+            picture.save(out, "WEBP", quality=64, method=2)
+        except Exception:  # whatever the user's inputs raise: one of them is worth no more than its place
             return "", b""
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        picture.save(out, "WEBP", quality=64, method=2)
         return "", out.getvalue()

@@ -6,6 +6,7 @@ import re
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Points:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Take one line more; what is no number is left out."""
-        found = {str(name): float(value) for name, value in line.items() if isinstance(value, int | float)}
+        found = {str(name): float(value) for name, value in line.items() if isinstance(value, Real)}
         if self.lines % self.stride == 0:
             if self._kept >= self.limit - 1:
                 self._thin()
@@ -76,7 +77,7 @@ class Points:
         found = []
         for name in self.last:
             level = _LEVEL.fullmatch(name)
-            values = [line[name] for line in self.recent if name in line and np.isfinite(line[name])]
+            values = [line[name] for line in list(self.recent) if name in line and np.isfinite(line[name])]
             if level and values:
                 k, width = (None if one is None else int(one) for one in level.groups())
                 found.append((k, width, name, sum(values) / len(values)))
@@ -123,10 +124,10 @@ class Run:
     def follow(self, session: Any) -> None:
         """Begin anew from the session's own log: after it went back, lines of it are gone."""
         self._session = weakref.ref(session)
-        self.points = Points(self.points.limit)
-        self.why = ""
+        points = Points(self.points.limit)
         for line in session.log.iter_rows(named=True):
-            self.points.add({name: value for name, value in line.items() if value is not None})
+            points.add({name: value for name, value in line.items() if value is not None})
+        self.points, self.why = points, ""
         self._marks.clear()
         self.update()
         if session.control.state == "idle":
