@@ -75,6 +75,22 @@ def test_the_null_is_what_shuffled_places_keep_in_expectation(flat):
     assert shuffled.value == pytest.approx(shuffled.null, abs=0.02)
 
 
+@pytest.mark.parametrize("rows", [random_directions(200, 1), random_directions(5, 16).repeat(40, 1)])
+def test_the_null_is_that_of_chance_where_many_places_are_the_same(rows):
+    # One axis: all of one sign are one point; five directions: forty on each point.
+    nulls = [ns.layout(rows, seed=seed).kept.null for seed in range(40)]
+    assert np.mean(nulls) == pytest.approx(10 / 199, abs=0.012)
+
+
+def test_places_that_are_no_numbers_have_no_neighbours():
+    rows, places = random_directions(20, 3), random_directions(20, 2)
+    places[4, 1] = math.nan
+    with pytest.raises(NonFiniteError, match="Leave it out"):
+        neighbours_kept(rows, places)
+    with pytest.raises(NonFiniteError):
+        neighbours_kept(rows / 0, random_directions(20, 2))
+
+
 def test_neighbours_kept_equals_the_loop_over_all_pairs(grouped):
     rows, places = grouped[:40], random_directions(40, 2, seed=7)
     unit = rows / rows.norm(dim=1, keepdim=True)

@@ -152,12 +152,15 @@ def neighbours_kept(
     Raises:
         ShapeError: not as many places as directions.
         ConfigError: k outside [1, latents), or no latent in the sample.
+        NonFiniteError: a direction or a place holds NaN or infinity.
     """
     count = len(directions)
     if places.shape != (count, 2):
         raise ShapeError(f"Places of shape {tuple(places.shape)} for {count} directions; expected ({count}, 2).")
     if not 1 <= k < count or sample < 1:
         raise ConfigError(f"k={k} neighbours of {sample} among {count} latents; expected 1 ≤ k < {count}, sample ≥ 1.")
+    if not (directions.isfinite().all() and places.isfinite().all()):
+        raise NonFiniteError("A direction or a place holds NaN or infinity, so nobody is near it. Leave it out.")
     unit, flat = torch.nn.functional.normalize(directions.float()), places.float()
     for what, points in (("directions are equal", unit), ("places are the same point", flat)):
         if (points == points[0]).all():
@@ -166,12 +169,14 @@ def neighbours_kept(
     asked = torch.randperm(count, generator=generator)[:sample]
     by_cosine = _nearest(unit, asked, k, _cosines)
     value = _shared(by_cosine, _nearest(flat, asked, k, _closeness))
-    shuffled = torch.stack(
-        [
-            _shared(by_cosine, _nearest(flat[torch.randperm(count, generator=generator)], asked, k, _closeness))
-            for _ in range(NULL_SHUFFLES)
-        ]
-    )
+    shuffled = []
+    for _ in range(NULL_SHUFFLES):
+        # The latent whose place is `one` is `latents[one]`. Neighbours are looked for among places and then named, so
+        # that ties, which go by number, favour no latent.
+        latents = torch.randperm(count, generator=generator)
+        places_asked = latents.argsort()[asked]
+        shuffled.append(_shared(by_cosine, latents[_nearest(flat, places_asked, k, _closeness)]))
+    shuffled = torch.stack(shuffled)
     return NeighboursKept(float(value), float(shuffled.mean()), float(shuffled.std()), k, count, len(asked))
 
 
