@@ -141,7 +141,7 @@ def test_the_choice_goes_both_ways_as_one_bit_per_latent(dashboard):
     assert latents_of(bits_of([], 13), 13) == []
 
 
-@pytest.mark.parametrize("wrong", [[64], [-1], "12", 7, [1.5], [True], [[1, 2]], None, ["3"]])
+@pytest.mark.parametrize("wrong", [[64], [-1], "12", 7, [1.5], [True], [[1, 2]], [[1], [2, 3]], None, ["3"]])
 def test_a_wrong_choice_fails_where_it_is_set_and_leaves_the_old_one(dashboard, wrong):
     dashboard.selected = [4]
     with pytest.raises(WidgetError, match="selected"):
@@ -281,6 +281,22 @@ def test_100k_latents_stay_below_a_megabyte_and_what_is_left_out_is_said(built, 
     assert len(dashboard.picture()) <= MAX_BYTES
 
 
+def test_100k_latents_of_which_one_has_no_place_stay_below_a_megabyte_with_their_colours(built, large):
+    placed = large.layout.filter(pl.col("latent") != 7)
+    dashboard = AtlasDashboard(large.analysis, placed, names=large.names)
+    assert dashboard.saved_bytes() <= 1_000_000
+    assert dashboard.about["columns"][0]["saved"]
+    skipped = rows(dashboard.points_header, dashboard.points, "points")["skipped"]
+    np.testing.assert_array_equal(np.cumsum(1 + skipped.cast(pl.Int64).to_numpy()) - 1, placed["latent"])
+
+
+def test_latents_far_apart_are_found_again_from_what_is_skipped():
+    latents = np.array([3, 4, 70_000, 70_300, 5_000_000])
+    none = np.zeros(5, np.uint16)
+    skipped = atlas_points.Points(latents, none, none, (), (), 0).frame([], 6_000_000)["skipped"]
+    np.testing.assert_array_equal(np.cumsum(1 + skipped.cast(pl.Int64).to_numpy()) - 1, latents)
+
+
 def test_a_small_map_keeps_every_column_name_and_card(dashboard):
     assert all(one["saved"] for one in dashboard.about["columns"])
     assert dashboard.about["names"] == {"all": 2, "saved": 2}
@@ -356,6 +372,12 @@ def test_a_layout_that_cannot_be_drawn_is_refused_with_the_next_step(layout, mat
         ({"short": [1.0]}, "holds 1 values; this analysis has 64 latents"),
         (pl.DataFrame({"latent": [1, 1], "a": [1.0, 2.0]}), "a latent twice"),
         (pl.DataFrame({"a": [1.0]}), "without a column latent"),
+        (pl.DataFrame({"latent": [64], "a": [1.0]}), "expected whole numbers 0 … 63"),
+        (pl.DataFrame({"latent": ["a"], "a": [1.0]}), "expected whole numbers 0 … 63"),
+        ({"one": 3.0}, "a float that makes no column"),
+        ({"mixed": [1, "a"] * 32}, "a list that makes no column"),
+        ({"x": [1.0] * 64}, "Rename it"),
+        ({"latent": list(range(64))}, "Rename it"),
     ],
 )
 def test_values_are_one_per_latent(values, match):

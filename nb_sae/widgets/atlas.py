@@ -44,7 +44,10 @@ class LatentList(traitlets.TraitType):
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):
             raise WidgetError(f"selected={value!r} is no list of latents. Give their numbers.")
         given = list(value)
-        numbers = np.asarray(given) if given else np.zeros(0, np.int64)
+        try:
+            numbers = np.asarray(given) if given else np.zeros(0, np.int64)
+        except ValueError:  # lists of different lengths
+            numbers = np.empty((0, 0))
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
             raise WidgetError(f"selected holds {given[:3]!r} …; expected whole numbers 0 … {obj.d_sae - 1}.")
         if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < obj.d_sae:

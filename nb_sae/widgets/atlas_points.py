@@ -20,6 +20,7 @@ MAX_POINTS = 100_000
 """Points that a page draws within its time; of more latents, those with the largest density."""
 MAX_CATEGORIES = 64
 _PLACE = ("latent", "x", "y")
+_TAKEN = (*_PLACE, "skipped", "density", "level", "max")
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,14 @@ class Points:
     """Latents that have a place but are not drawn, because there are more than `MAX_POINTS`."""
 
     def frame(self, keys: Sequence[str], d_sae: int) -> pl.DataFrame:
-        """The table of the browser; the numbers of the latents are left out where they are 0 … d_sae - 1."""
+        """The table of the browser. `skipped` counts the latents without a place between a point and the one before.
+
+        It is left out where the points are the latents 0 … d_sae - 1; as a rule it is a quarter of their numbers.
+        """
         shown = {"x": self.x, "y": self.y} | {one.key: one.codes for one in self.columns if one.key in keys}
         if len(self.latents) < d_sae:
-            shown = {"latent": self.latents.astype(np.uint32), **shown}
+            skipped = np.diff(self.latents.astype(np.int64), prepend=-1) - 1
+            shown = {"skipped": skipped.astype(np.min_scalar_type(int(skipped.max(initial=0)))), **shown}
         return pl.DataFrame(shown)
 
     def column(self, key: Any) -> Column:
@@ -148,6 +153,11 @@ def _read_values(values: Any, d_sae: int) -> dict[str, pl.Series]:
     if isinstance(values, pl.DataFrame):
         if "latent" not in values.columns or values["latent"].n_unique() < values.height:
             raise WidgetError("values is a frame without a column latent, or with a latent twice. Give one row each.")
+        latents = values["latent"]
+        if not latents.dtype.is_integer() or not latents.is_between(0, d_sae - 1).all(ignore_nulls=False):
+            raise WidgetError(
+                f"values names latents that this analysis has not; expected whole numbers 0 … {d_sae - 1}."
+            )
         every = pl.DataFrame({"latent": np.arange(d_sae)}, schema={"latent": pl.Int64})
         own = values.with_columns(pl.col("latent").cast(pl.Int64))
         joined = every.join(own, on="latent", how="left", maintain_order="left")
@@ -156,7 +166,13 @@ def _read_values(values: Any, d_sae: int) -> dict[str, pl.Series]:
         raise WidgetError(f"values is a {type(values).__name__}. Give {{name: one value per latent}}, or a frame.")
     found = {}
     for name, column in values.items():
-        series = pl.Series(str(name), column)
+        try:
+            series = pl.Series(str(name), column)
+        except (TypeError, ValueError, RuntimeError, pl.exceptions.PolarsError) as error:
+            raise WidgetError(
+                f"values[{name!r}] is a {type(column).__name__} that makes no column ({error}). "
+                "Give a list, an array or a series with one value per latent."
+            ) from error
         if len(series) != d_sae:
             raise WidgetError(f"values[{name!r}] holds {len(series)} values; this analysis has {d_sae} latents.")
         found[str(name)] = series
@@ -164,7 +180,7 @@ def _read_values(values: Any, d_sae: int) -> dict[str, pl.Series]:
 
 
 def _column(name: str, series: pl.Series) -> Column:
-    if name in ("density", "level", "max"):
+    if name in _TAKEN:
         raise WidgetError(f"A column is called {name!r}, as one that the map has already. Rename it.")
     if series.dtype.is_float() or (series.dtype.is_integer() and series.n_unique() > MAX_CATEGORIES):
         return _numbers(name, series.cast(pl.Float64).to_numpy())

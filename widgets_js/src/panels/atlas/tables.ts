@@ -56,19 +56,25 @@ export class Atlas implements PointTable {
   labels: Record<string, string> = {};
   readonly #codes = new Map<string, Uint8Array>();
   readonly #names = new Map<number, string>();
-  readonly #at: Map<number, number> | undefined;
+  /** By latent: the place after that of its point; 0 where it has none. */
+  readonly #after: Uint32Array;
 
   constructor(
     readonly about: About,
     { points, names }: Record<string, Table>,
   ) {
-    if (!points) throw new Error("The dashboard's state holds no table of points. Run the cell again.");
+    if (!points) throw new Error("The state holds no table of points. Run the cell again.");
     this.length = points.rows;
     this.x = points.numbers("x") as Uint16Array;
     this.y = points.numbers("y") as Uint16Array;
-    const own = points.has("latent");
-    this.latents = own ? points.numbers("latent") : Uint32Array.from({ length: points.rows }, (_, row) => row);
-    if (own) this.#at = new Map(Array.from(this.latents, (latent, at) => [latent, at]));
+    this.#after = new Uint32Array(about.d_sae);
+    const skipped = points.has("skipped") ? points.numbers("skipped") : [];
+    let latent = -1;
+    this.latents = Uint32Array.from(this.x, (_, row) => {
+      latent += 1 + (skipped[row] ?? 0);
+      this.#after[latent] = row + 1;
+      return latent;
+    });
     for (const { key, saved } of about.columns) if (saved) this.#codes.set(key, points.numbers(key) as Uint8Array);
     const texts = names?.json("name") as string[] | undefined;
     for (const [row, text] of (texts ?? []).entries()) this.#names.set(names?.numbers("latent")[row] ?? -1, text);
@@ -76,8 +82,8 @@ export class Atlas implements PointTable {
 
   /** The point of a latent; undefined where it has none. */
   at(latent: number): number | undefined {
-    if (this.#at) return this.#at.get(latent);
-    return latent < this.length ? latent : undefined;
+    const after = this.#after[latent];
+    return after ? after - 1 : undefined;
   }
 
   /** The user's label, else the name that was found. */
