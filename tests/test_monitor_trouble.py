@@ -17,6 +17,7 @@ from test_widgets_wire import read
 from widget_fakes import built
 
 import nb_sae as ns
+from nb_sae.errors import ConfigError, WidgetError
 from nb_sae.widgets import monitor as module
 from nb_sae.widgets import monitor_looks, wire
 from nb_sae.widgets.monitor import TrainMonitor
@@ -39,7 +40,7 @@ def failing(calls: Counter, what: str):
     return fail
 
 
-def test_a_look_that_fails_is_seldom_tried_again_said_once_and_the_numbers_go_on(store, monkeypatch):
+def test_a_look_that_fails_is_the_last_of_its_run_is_said_and_the_numbers_go_on(store, monkeypatch):
     calls = Counter()
     monkeypatch.setattr(monitor_looks.Forming, "follow", failing(calls, "no rows"))
     monkeypatch.setattr(module, "UPDATES_PER_SECOND", 1e9)
@@ -50,7 +51,7 @@ def test_a_look_that_fails_is_seldom_tried_again_said_once_and_the_numbers_go_on
     passed = module._Watch.passed
     monkeypatch.setattr(module._Watch, "passed", lambda own: (passed(own), seen.append(monitor.runs[0]["step"])))
     session.run(progress=False)
-    assert calls["no rows"] == 2  # before the first step and after the last
+    assert calls["no rows"] == 1
     assert seen == list(range(1, 21))
     assert [note["text"] for note in monitor.notes] == ["Not shown: RuntimeError: no rows"]
     assert points(monitor)["step"].tolist() == session.log["step"].to_list()
@@ -181,3 +182,27 @@ def test_watching_draws_no_random_number_and_leaves_gradients_on(store):
     assert torch.equal(torch.get_rng_state(), before)
     assert str(np.random.get_state(legacy=False)) == numbers
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [({"sessions": 3}, r"given a int; expected sessions in a list.*on_log=monitor"), ({"save_to": 3}, "save_to=3")],
+)
+def test_what_a_monitor_cannot_take_is_refused(what, said):
+    with pytest.raises(WidgetError, match=said):
+        TrainMonitor(**what)
+
+
+def test_a_session_that_is_given_alone_is_told_where_it_belongs(store):
+    with pytest.raises(WidgetError, match="given a Session; expected sessions in a list"):
+        TrainMonitor(small.start(store))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("on_log", "said"), [(TrainMonitor, r"on_log=TrainMonitor\(\)"), (3, "cannot be called")])
+def test_a_monitor_without_its_brackets_is_refused_where_it_is_given(store, on_log, said):
+    with pytest.raises(ConfigError, match=said):
+        small.start(store, on_log=on_log)
+    with pytest.raises(ConfigError, match=said):
+        small.start(store).fork(on_log=on_log)
+    with pytest.raises(ConfigError, match=said):
+        ns.train_all({"a": store}, small.CONFIG, on_log=on_log)

@@ -29,6 +29,7 @@ from nb_sae.sae.grid import grid, grid_html, grid_text
 from nb_sae.sae.interrupt import deferred_interrupt
 from nb_sae.sae.site_training import OnSiteLog, SiteTraining
 from nb_sae.sae.training import TrainConfig
+from nb_sae.sae.watching import check_on_log
 from nb_sae.types import ActivationSource
 
 MEMORY_SHARE = 0.8
@@ -87,8 +88,7 @@ def train_all(
     configs = configs_of(named, config)
     if not isinstance(train, TrainConfig | None):
         raise ConfigError(f"train is a {type(train).__name__}; expected a TrainConfig, such as TrainConfig(epochs=4).")
-    if on_log is not None and not callable(on_log):
-        raise ConfigError(f"on_log={on_log!r} cannot be called; expected a function of one line of the log.")
+    check_on_log(on_log)
     if save_every_rows is not None and save_every_rows < 1:
         raise ConfigError(f"save_every_rows={save_every_rows} must be at least 1.")
     folders: dict[str, Path] = {}

@@ -29,6 +29,7 @@ from nb_sae.sae.scale import fold
 from nb_sae.sae.sharded import whole
 from nb_sae.sae.together import advance
 from nb_sae.sae.training import TrainConfig
+from nb_sae.sae.watching import check_on_log
 from nb_sae.types import ActivationSource
 
 
@@ -73,6 +74,7 @@ class Session(Running):
         group: Group | None = None,
         progress: bool = True,
     ) -> None:
+        check_on_log(on_log)
         self._origin, self.group = Origin.of(source), group or Alone()
         self.config = self._resolved(config or SAEConfig.msae(), progress)
         self.train = (train or TrainConfig()).resolve(len(source), self.config)
@@ -334,6 +336,7 @@ class Session(Running):
         device: torch.device,
         on_log: OnLog | None,
     ) -> Session:
+        check_on_log(on_log)
         session = cls.__new__(cls)
         session._origin = Origin.from_header(header)
         session.config, session.train = SAEConfig.from_json(header["sae"]), TrainConfig.from_json(header["train"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from nb_sae.errors import ConfigError
+
 if TYPE_CHECKING:
     from nb_sae.sae.session import Session
 
@@ -35,6 +37,18 @@ class Watcher(Protocol):
     def watch(self, session: Session, name: str | None = None) -> Watch:
         """Follow a session whose run begins."""
         ...
+
+
+def check_on_log(on_log: Any) -> None:
+    """Refuse what cannot be called with a line of the log.
+
+    Raises:
+        ConfigError: says what was given.
+    """
+    if isinstance(on_log, type):
+        raise ConfigError(f"on_log={on_log.__name__} is a class. Make one of it: on_log={on_log.__name__}().")
+    if on_log is not None and not callable(on_log):
+        raise ConfigError(f"on_log={on_log!r} cannot be called; expected a function of one line of the log.")
 
 
 class NamedWatcher:

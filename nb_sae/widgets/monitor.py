@@ -92,6 +92,8 @@ class TrainMonitor(Dashboard):
         title: str = "Training",
     ) -> None:
         self._inputs = MonitorInputs(inputs)
+        if not isinstance(save_to, str | Path | None):
+            raise WidgetError(f"save_to={save_to!r}: expected a folder, such as 'runs'.")
         self.save_to = Path("runs" if save_to is None else save_to)
         self.saved: list[Path] = []
         """Folders that the button saved into."""
@@ -424,10 +426,12 @@ class _Watch:
             look = self._probe.look(session)
             self._last = look, self._forming.follow(look)
             self._monitor._send_looks()
-        except NbSaeError as error:
+        except Exception as error:  # no room on the device, rows that are gone: it would fail again
             self._looks = False
+            if not isinstance(error, NbSaeError):
+                raise
             self._monitor._note(self._run.name, f"No look at rows: {error}")
-        finally:  # what fails is not tried again at every step
+        finally:
             ended = time.perf_counter()
             runs = sum(one.state in ("running", "paused", "stopping") for one in self._monitor._runs)
             self._look_due = ended + max(1, runs) * (ended - began) / LOOK_SHARE  # they share what looks may take
@@ -447,6 +451,11 @@ class _Watch:
 def _named(sessions: Any) -> list[tuple[str, Any]]:
     if sessions is None:
         return []
+    if not isinstance(sessions, Mapping | Sequence):
+        raise WidgetError(
+            f"TrainMonitor was given a {type(sessions).__name__}; expected sessions in a list, or with names: "
+            "TrainMonitor({'one': session}). To follow a training, give it the monitor: Session(…, on_log=monitor)."
+        )
     pairs = sessions.items() if isinstance(sessions, Mapping) else ((None, one) for one in sessions)
     found = []
     for name, session in pairs:
@@ -454,7 +463,7 @@ def _named(sessions: Any) -> list[tuple[str, Any]]:
             raise WidgetError(
                 f"TrainMonitor was given a {type(session).__name__}; expected sessions, such as ns.Session.load(path)."
             )
-        found.append((name, session))
+        found.append((None if name is None else str(name), session))
     return found
 
 
