@@ -7,21 +7,26 @@ import binascii
 import io
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
+
+from nb_sae.reporting.stripping import stripped
 
 Treatment = Literal["keep", "blur", "remove"]
 
 # Eight cells on the long side: a face that fills the picture keeps its colours and no feature.
 _BLUR_CELLS = 8
 _GREY = (0x9A, 0x9A, 0x9A)
+_ORIENTATION = 274
+"""Number of the EXIF entry that says how a picture is turned."""
 _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 _DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w=.+-]+)*;base64,([A-Za-z0-9+/=\s]+)")
 
 
 def treat(encoded: bytes, treatment: Treatment) -> tuple[str, bytes] | None:
-    """The picture as `(media type, bytes)` with the same size in pixels and the same format.
+    """The picture as `(media type, bytes)` with the size at which it is seen and the same format.
 
     Returns None if the bytes are not a PNG, JPEG, WebP or GIF that can be decoded.
     """
@@ -30,8 +35,8 @@ def treat(encoded: bytes, treatment: Treatment) -> tuple[str, bytes] | None:
             kind = str(picture.format)
             if treatment == "keep":
                 return _FORMATS[kind], _without_metadata(picture, kind, encoded)
-            size = picture.size
-            changed = Image.new("RGB", size, _GREY) if treatment == "remove" else blurred(picture)
+            shown = ImageOps.exif_transpose(picture)  # a browser turns the picture as its EXIF part says
+            changed = Image.new("RGB", shown.size, _GREY) if treatment == "remove" else blurred(shown)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     sink = io.BytesIO()
@@ -53,11 +58,16 @@ def blurred(picture: Image.Image) -> Image.Image:
 
 
 def _without_metadata(picture: Image.Image, kind: str, encoded: bytes) -> bytes:
-    """The bytes without EXIF, XMP and text, which may hold a place, a name or a path."""
-    carried = {"exif", "xmp", "comment", "photoshop", "XML:com.adobe.xmp"} & set(picture.info)
-    texts = getattr(picture, "text", None) if kind == "PNG" else None
-    if kind == "GIF" or not (carried or texts):
-        return encoded
+    """The bytes without EXIF, XMP, texts and what is appended, which may hold a place, a name or a path.
+
+    A damaged file that can still be decoded is written anew.
+    """
+    turned = picture.getexif().get(_ORIENTATION, 1) if kind == "JPEG" else 1
+    with suppress(ValueError):
+        alone = stripped(encoded, kind, turned if turned in range(1, 9) else 1)
+        with Image.open(io.BytesIO(alone), formats=(kind,)) as kept:
+            if kept.size == picture.size:
+                return alone
     sink = io.BytesIO()
     picture.load()
     picture.info = {key: value for key, value in picture.info.items() if key in ("icc_profile", "transparency")}
@@ -66,7 +76,7 @@ def _without_metadata(picture: Image.Image, kind: str, encoded: bytes) -> bytes:
     elif kind == "WEBP":
         picture.save(sink, format="WEBP", quality=92, exif=b"", xmp=b"")
     else:
-        picture.save(sink, format="PNG", optimize=False)
+        picture.save(sink, format=kind)
     return sink.getvalue()
 
 
