@@ -187,6 +187,19 @@ describe("the buttons", () => {
     expect(model.sent.at(-1)).toMatchObject({ kind: "fork", settings: { learning_rate: "0.001" } });
   });
 
+  it("close their forms when another run is chosen: folder and settings are of the run before", async () => {
+    const { all, button } = open();
+    await settle();
+    for (const text of ["Save…", "Fork…"]) {
+      button(text).click();
+      await settle();
+      expect(all(".nbs-form").filter((one) => !one.hidden)).toHaveLength(1);
+      all(".nbs-run[aria-selected=false]")[0]?.click();
+      expect(all(".nbs-form").filter((one) => !one.hidden)).toHaveLength(0);
+      expect(button(text).getAttribute("aria-expanded")).toBe("false");
+    }
+  });
+
   it("say so where the kernel hears nothing while it trains, and news prove that it lives", async () => {
     const { button, find, update } = open({ answers: false });
     update(0, { step: 41 });

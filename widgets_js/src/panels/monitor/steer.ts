@@ -11,8 +11,8 @@ const COMMON = "learning_rate";
 
 export function steerPanel(root: HTMLElement, panel: Panel): () => void {
   const { state } = panel;
-  const button = (text: string, act: () => void, extra: Record<string, string> = {}) => {
-    const made = h("button", { type: "button", class: "nbs-button", ...extra }, text);
+  const button = (text: string, act: () => void) => {
+    const made = h("button", { type: "button", class: "nbs-button" }, text);
     listen(made, "click", act);
     return made;
   };
@@ -42,51 +42,43 @@ export function steerPanel(root: HTMLElement, panel: Panel): () => void {
   const folder = h("input", { class: "nbs-search", "aria-label": "Folder to save into", type: "text" });
   const saveForm = form(
     folder,
-    button("Save here", () => close(send("save", { folder: folder.value }), saveForm)),
+    button("Save here", () => close(send("save", { folder: folder.value }))),
   );
   const setting = h("select", { "aria-label": "Setting that the fork changes" });
   const value = h("input", { class: "nbs-search", "aria-label": "Value in the fork", type: "text" });
   const forkForm = form(
     setting,
     value,
-    button("Fork now", () => close(send("fork", { settings: { [setting.value]: value.value } }), forkForm)),
+    button("Fork now", () => close(send("fork", { settings: { [setting.value]: value.value } }))),
   );
-  const toggle = (which: HTMLElement) => {
+  const toggle = (which?: HTMLElement) => {
     for (const one of [saveForm, forkForm]) one.hidden = one !== which || !one.hidden;
     save.setAttribute("aria-expanded", String(!saveForm.hidden));
     fork.setAttribute("aria-expanded", String(!forkForm.hidden));
   };
-  const close = (sent: Promise<unknown>, which: HTMLElement) => sent.then((answer) => answer && toggle(which));
-  const save = button(
-    "Save…",
-    async () => {
-      toggle(saveForm);
-      if (saveForm.hidden) return;
-      const answer = await send("place");
-      folder.value = String(answer?.folder ?? "");
-      folder.focus();
-    },
-    { "aria-expanded": "false" },
-  );
-  const fork = button(
-    "Fork…",
-    async () => {
-      toggle(forkForm);
-      if (forkForm.hidden) return;
-      const answer = await send("settings");
-      const settings = (answer?.settings ?? {}) as Record<string, unknown>;
-      const names = Object.keys(settings).sort((one, other) => Number(other === COMMON) - Number(one === COMMON));
-      setting.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
-      const fill = () => {
-        const now = settings[setting.value];
-        value.value = now === null || now === undefined ? "None" : String(now);
-      };
-      setting.onchange = fill;
-      fill();
-      value.focus();
-    },
-    { "aria-expanded": "false" },
-  );
+  const close = (sent: Promise<unknown>) => sent.then((answer) => answer && toggle());
+  const save = button("Save…", async () => {
+    toggle(saveForm);
+    if (saveForm.hidden) return;
+    const answer = await send("place");
+    folder.value = String(answer?.folder ?? "");
+    folder.focus();
+  });
+  const fork = button("Fork…", async () => {
+    toggle(forkForm);
+    if (forkForm.hidden) return;
+    const answer = await send("settings");
+    const settings = (answer?.settings ?? {}) as Record<string, unknown>;
+    const names = Object.keys(settings).sort((one, other) => Number(other === COMMON) - Number(one === COMMON));
+    setting.replaceChildren(...names.map((name) => h("option", { value: name }, name)));
+    const fill = () => {
+      const now = settings[setting.value];
+      value.value = now === null || now === undefined ? "None" : String(now);
+    };
+    setting.onchange = fill;
+    fill();
+    value.focus();
+  });
   root.append(h("div", { class: "nbs-controls" }, hold, stop, save, fork, hearing), saveForm, forkForm, failure, notes);
 
   const stopRuns = state.on(["runs", "chosen", "alone", "hears"], () => {
@@ -99,6 +91,8 @@ export function steerPanel(root: HTMLElement, panel: Panel): () => void {
     if (why || hearing.dataset.why) hearing.textContent = why;
     hearing.dataset.why = why;
   });
+  // What stands in a form is of the run that was chosen when it was opened.
+  const stopForms = state.on(["chosen"], () => toggle());
   const stopNotes = state.on(["notes"], () => {
     const shown = state.get("notes").slice(-SHOWN_NOTES).reverse();
     notes.hidden = !shown.length;
@@ -110,6 +104,7 @@ export function steerPanel(root: HTMLElement, panel: Panel): () => void {
   });
   return () => {
     stopRuns();
+    stopForms();
     stopNotes();
   };
 }
