@@ -40,12 +40,12 @@ class Tutorial:
 
 TUTORIALS = (
     Tutorial("01_interpret_clip", "a CLIP", 4),
-    Tutorial("02_interpret_language_model", "a language model", 5),
+    Tutorial("02_interpret_language_model", "a language model", 6),
     Tutorial("03_concepts_and_steering", "concepts and steering", 2),
     Tutorial("04_concept_bias_celeba", "concept bias", 2),
-    Tutorial("05_feature_flow_clip", "feature flow in a CLIP", 5),
-    Tutorial("06_feature_flow_language_model", "feature flow in a language model", 6),
-    Tutorial("07_train_and_compare", "training and comparing", 6, extra="baselines"),
+    Tutorial("05_feature_flow_clip", "feature flow in a CLIP", 3),
+    Tutorial("06_feature_flow_language_model", "feature flow in a language model", 4),
+    Tutorial("07_train_and_compare", "training and comparing", 4, extra="baselines"),
 )
 
 
