@@ -242,7 +242,7 @@ def _device() -> str:
 def _name(text: Any) -> str:
     """A name without the folders before it: a model or a data set may be called by where it lies."""
     text = str(text)
-    path = text.startswith(("/", "~", ".")) or "\\" in text or re.match(r"[A-Za-z]:/", text)
+    path = text.startswith(("/", "~", ".", "file:")) or "\\" in text or re.match(r"[A-Za-z]:/", text)
     return re.split(r"[\\/]+", text.rstrip("\\/"))[-1] if path else text
 
 

@@ -62,7 +62,13 @@ def test_an_object_that_cannot_be_read_hides_no_other():
 
 def test_a_name_that_is_a_path_loses_its_folders():
     held = planted()
-    for name in ("/data/anna/models/vit.pt", "~/models/vit.pt", "C:\\Users\\anna\\vit.pt", "./models/vit.pt"):
+    for name in (
+        "/data/anna/models/vit.pt",
+        "file:///g/anna/vit.pt",
+        "~/models/vit.pt",
+        "C:\\Users\\anna\\vit.pt",
+        "./models/vit.pt",
+    ):
         held["dictionary"].model = name
         assert facts_of([held["dictionary"]])["dictionaries"][0]["model"] == "vit.pt"
     held["dictionary"].model = "hf-hub:org/name"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import pytest
+from PIL import Image
 from report_pages import (
     HOSTILE,
     STATE,
@@ -285,6 +288,8 @@ def test_local_paths_are_in_neither_file(tmp_path: Path):
     )
     made.cells[1].outputs.append({"output_type": "error", "ename": "E", "evalue": paths, "traceback": [paths]})
     made.metadata["papermill"] = {"input_path": paths}
+    made.cells[1].metadata["executionInfo"] = {"user": {"displayName": "anna"}}  # as Colab writes it
+    made.cells[1].outputs[1].metadata["text/plain"] = {"saved": paths}
     page = ns.report(saved(tmp_path, made))
     shown_page = read_page(page)
     for text in (shown_page.source, (tmp_path / "made.shared.ipynb").read_text()):
@@ -297,6 +302,30 @@ def test_local_paths_are_in_neither_file(tmp_path: Path):
     key = header["tables"]["inputs"]["columns"][0]
     assert json.loads(changed[key["offset"] : key["offset"] + key["length"]]) == ["runs/acts", "b.png"]
     assert len(changed) == len(block)
+
+
+@pytest.mark.parametrize("images", ["keep", "blur"])
+def test_pictures_in_words_are_treated_in_the_notebook_too(tmp_path: Path, images: Literal["keep", "blur"]):
+    sink = io.BytesIO()
+    Image.open(io.BytesIO(picture("JPEG"))).save(sink, "JPEG", comment=b"anna")
+    inside = f"data:image/jpeg;base64,{b64(sink.getvalue())}"
+    words = markdown(f"![face]({inside}) ![face](attachment:face.jpg)")
+    words["attachments"] = {"face.jpg": {"image/jpeg": b64(sink.getvalue())}}
+    drawing = f"data:image/svg+xml;base64,{b64(b'<svg/>')}"
+    ns.report(
+        saved(tmp_path, notebook(words, code("x", shown(html=f'<img src="{inside}"><img src="{drawing}">')))),
+        images=images,
+    )
+    shared = valid(tmp_path / "made.shared.ipynb")
+    html = shared.cells[1].outputs[0].data["text/html"]
+    texts = [shared.cells[0].source, html]
+    found = [one for text in texts for one in re.findall(r"image/jpeg;base64,([\w+/=]+)", text)]
+    found.append(shared.cells[0].attachments["face.jpg"]["image/jpeg"])
+    pictures = [decode_base64(one) or b"" for one in found]
+    assert len(pictures) == 3
+    assert not any(b"anna" in one for one in pictures)
+    assert {contrast(one) > 150 for one in pictures} == {images == "keep"}
+    assert (drawing in html) == (images == "keep")
 
 
 def test_code_is_shown_folded_or_left_out(tmp_path: Path):

@@ -6,7 +6,6 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -105,8 +104,14 @@ def treat_data_uri(address: str, treatment: Treatment) -> str | None:
 
 
 def treat_strings(value: Any, treatment: Treatment) -> Any:
-    """A JSON value with every `data:image/` address inside its strings treated; undecodable ones are cut out."""
-    change: Callable[[re.Match[str]], str] = lambda found: treat_data_uri(found.group(), treatment) or "data:,"  # noqa: E731
+    """A JSON value with every `data:image/` address inside its strings treated.
+
+    One that cannot be decoded is cut out, unless pictures are kept.
+    """
+
+    def change(found: re.Match[str]) -> str:
+        return treat_data_uri(found.group(), treatment) or (found.group() if treatment == "keep" else "data:,")
+
     if isinstance(value, str):
         return _DATA_URI.sub(change, value) if "data:image/" in value else value
     if isinstance(value, dict):

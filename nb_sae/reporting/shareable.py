@@ -15,10 +15,12 @@ from nb_sae.reporting import drawing, figures
 from nb_sae.reporting.fitting import LIMIT_BYTES, RASTER, fitted
 from nb_sae.reporting.origin import facts_in
 from nb_sae.reporting.pictures import Treatment, data_uri, decode_base64, treat, treat_strings
-from nb_sae.reporting.text import Scrubber, joined, map_strings, printable, terminal_lines
+from nb_sae.reporting.text import Scrubber, joined, map_strings, printable, terminal_lines, words
 from nb_sae.reporting.widgets import VIEW_MIME, SavedWidgets, StaticPicture, static_picture, without_widgets
 
 _KEPT_METADATA: dict[str, type] = {"language_info": dict, "title": str, "authors": list}
+_KEPT_OF_CELLS = words("tags jupyter slideshow collapsed scrolled editable deletable name format raw_mimetype")
+"""How a cell is shown. The rest is some tool's own: Colab writes who ran the cell, by name."""
 
 
 def shareable(
@@ -37,11 +39,14 @@ def shareable(
     outputs = _Outputs(notebook, scrub, treatment)
     for cell in notebook.cells:
         cell.source = outputs.text(joined(cell.source))
-        if "attachments" in cell and treatment != "keep":
+        if cell.cell_type == "markdown":
+            cell.source = treat_strings(cell.source, treatment)
+        if "attachments" in cell:
             cell.attachments = {name: _treated(data, treatment) for name, data in cell.attachments.items()}
         if cell.cell_type == "code":
             cell.outputs = [outputs.shared(output) for output in cell.outputs]
-            cell.metadata.pop("execution", None)
+        shown = {key: value for key, value in cell.metadata.items() if key in _KEPT_OF_CELLS}
+        cell.metadata = NotebookNode(map_strings(shown, outputs.text))
     without_widgets(notebook)
     kept = {key: notebook.metadata[key] for key in _KEPT_METADATA if key in notebook.metadata}
     kept = {key: value for key, value in kept.items() if isinstance(value, _KEPT_METADATA[key])}
@@ -91,15 +96,16 @@ class _Outputs:
             if twin is None:
                 output.data = NotebookNode(self._data(dict(output.data)))
                 output.metadata.pop(KEY, None)
+                output.metadata = NotebookNode(map_strings(output.metadata, self.text))
             else:
                 output.data, output.metadata = NotebookNode(self._picture(twin)), NotebookNode()
         return output
 
     def _picture(self, twin: StaticPicture) -> dict[str, str]:
         """A dashboard's static picture as a plain PNG output: GitHub strips `data:` addresses from HTML."""
-        words = {"text/plain": self.text(twin.label) or "dashboard"}
+        said = {"text/plain": self.text(twin.label) or "dashboard"}
         picture = treat(decode_base64(twin.source.partition(",")[2]) or b"", self._treatment)
-        return {picture[0]: base64.b64encode(picture[1]).decode(), **words} if picture else words
+        return {picture[0]: base64.b64encode(picture[1]).decode(), **said} if picture else said
 
     def _data(self, data: dict[str, Any]) -> dict[str, Any]:
         view = data.pop(VIEW_MIME, None)
@@ -122,10 +128,10 @@ class _Outputs:
     def _figure(self, figure: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """A plotly figure as a picture where one can be had, else as its table."""
         title = figures.title_of(figure)
-        words = {"text/plain": f"plotly figure{': ' + title if title else ''} (interactive in the HTML report)"}
+        said = {"text/plain": f"plotly figure{': ' + title if title else ''} (interactive in the HTML report)"}
         png = self._drawn.get(id(figure))
         drawn = data.get("image/png") or (base64.b64encode(png).decode() if png else None)
-        return {"image/png": drawn, **words} if drawn else {"text/html": figures.table(figure), **words}
+        return {"image/png": drawn, **said} if drawn else {"text/html": figures.table(figure), **said}
 
     def _pictures_of_figures(self, notebook: NotebookNode) -> dict[int, bytes | None]:
         """Pictures of the figures that have none, by the figure's identity; all in one go, for the browser's sake."""
@@ -161,5 +167,5 @@ def _treated(data: Any, treatment: Treatment) -> dict[str, Any]:
             if address is not None:
                 shared[media_type] = address.partition(",")[2]
         else:
-            shared[media_type] = value if treatment == "keep" else treat_strings(value, treatment)
+            shared[media_type] = treat_strings(value, treatment)
     return shared

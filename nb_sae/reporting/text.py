@@ -22,9 +22,15 @@ _BIDI = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 _PATH_CHARACTERS = r"[^\s\"'`<>|:;,(){}\[\]\\/\x00-\x1f…]"
 _UNIX_ROOTS = (
     "home|Users|root|tmp|var|private|opt|mnt|media|data|datasets?|work|workspaces?|scratch|srv|content|kaggle|Volumes|"
-    "usr|etc|gpfs|nfs|lustre|net|projects?|storage|proc|dev/shm|run|app|builds?|repo|code|src|vol\\w*|s3|efs|fsx|export"
+    "usr|etc|gpfs|nfs|lustre|net|projects?|storage|proc|dev/shm|run|app|builds?|repo|code|src|vol\\w*|s3|efs|fsx|export|"
+    "users?|cluster|labs?|groups?|shared?|hpc|ceph|beegfs|raid|nas|ssd|disk"
 )
-_UNIX_PATH = re.compile(rf"(?<![\w.~…/-])(?:(?:file://)?/(?:{_UNIX_ROOTS})|~)(?:/{_PATH_CHARACTERS}+)+/?")
+# Roots are numbered on clusters (/data2), and homes lie below others (/lab9/home/anna): few and short parts, so that
+# looking for them stays cheap in a text that is one long path.
+_ROOT = rf"(?:{_UNIX_ROOTS}|{_PATH_CHARACTERS}{{1,40}}(?:/{_PATH_CHARACTERS}{{1,40}}){{0,3}}?/(?:home|[Uu]sers))\d*"
+_UNIX_PATH = re.compile(rf"(?<![\w.~…/-])(?:(?:file://)?/{_ROOT}|~(?:[a-z_][\w-]*)?)(?:/{_PATH_CHARACTERS}+)+/?")
+# Of three parts and more: with two, it may be a formula's line break.
+_SHARE_PATH = re.compile(rf"(?<![\w\\])(?:\\{{4}}|\\{{2}})[\w.$-]+(?:\\{{1,2}}{_PATH_CHARACTERS}+){{2,}}")
 _WINDOWS_PATH = re.compile(
     rf"(?<!\w)[A-Za-z]:(?:\\{{1,2}}|/)(?:{_PATH_CHARACTERS}+(?:\\{{1,2}}|/))+{_PATH_CHARACTERS}*"
 )
@@ -98,6 +104,8 @@ class Scrubber:
             text = _UNIX_PATH.sub(lambda found: "…/" + found.group().rstrip("/").rsplit("/", 1)[-1], text)
         if ":" in text and ("\\" in text or "/" in text):
             text = _WINDOWS_PATH.sub(lambda found: "…/" + re.split(r"[\\/]+", found.group().rstrip("\\/"))[-1], text)
+        if "\\\\" in text:
+            text = _SHARE_PATH.sub(lambda found: "…/" + found.group().rsplit("\\", 1)[-1], text)
         return self._names.sub("…", text) if self._names else text
 
 
