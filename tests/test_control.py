@@ -426,3 +426,19 @@ def test_a_run_goes_on_where_who_watches_it_fails(store):
     with pytest.warns(UserWarning, match="not watched: RuntimeError: no screen"):
         session.run(progress=False)
     assert session.finished
+
+
+def test_orders_that_come_faster_than_they_are_done_leave_time_to_train(store):
+    session = small.start(store, train=TRAIN)
+    asked: list[Future] = []
+
+    def again(_done):
+        if session.control.state != "idle" and len(asked) < 1000:
+            asked.append(session.control.change(log_every=1))
+            asked[-1].add_done_callback(again)
+
+    session.on_log = At(5, lambda: again(None))
+    session.run(progress=False)
+    assert session.finished
+    assert 5 < len(asked) <= STEPS  # one at each border after it began
+    assert all(one.result(timeout=1) is session for one in asked)
