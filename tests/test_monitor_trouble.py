@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 import sessions as small
 import torch
 from monitor_fakes import fake_monitor
-from test_control import TRAIN
+from test_control import TRAIN, until
 from test_widgets_monitor import points
 from test_widgets_wire import read
 from widget_fakes import built
@@ -149,10 +150,21 @@ def test_an_input_that_cannot_be_read_leaves_the_look(store, error):
 def test_numbers_of_an_own_loop_may_be_those_of_numpy():
     monitor = TrainMonitor()
     monitor({"step": np.int64(3), "loss": np.float32(0.5), "l0": np.float64(2.0)})
-    monitor._bring()
+    until(lambda: "run0" in monitor.points_header["tables"])
     assert {name: values.tolist() for name, values in points(monitor).items()} == {
         "step": [3], "loss": [0.5], "l0": [2.0],
     }  # fmt: skip
+
+
+def test_the_last_line_of_an_own_loop_comes_though_nobody_says_that_it_is_the_last():
+    monitor = TrainMonitor()
+    for step in range(1, 51):
+        monitor({"step": step, "loss": 1 / step})
+    until(lambda: monitor.runs and monitor.runs[0]["latest"]["step"] == 50)
+    assert points(monitor)["step"].tolist() == list(range(1, 51))
+    for _ in range(100):
+        monitor({"step": 51, "loss": 0.5})
+    assert sum(isinstance(one, threading.Timer) for one in threading.enumerate()) <= 1
 
 
 def test_runs_side_by_side_share_what_looks_may_take(monkeypatch):

@@ -168,7 +168,7 @@ class Control:
                 self.carry_out()
 
     def carry_out(self) -> None:
-        """Do what was asked up to now, in its order, in this thread; what is asked meanwhile has another step's time."""
+        """Do what was asked up to now, in its order, in this thread; what is asked meanwhile comes a step later."""
         for _ in range(len(self._orders)):
             future, act = self._orders.popleft()
             self._do(future, act)

@@ -106,6 +106,7 @@ class TrainMonitor(Dashboard):
         self._watches: dict[str, _Watch] = {}
         self._sending = threading.RLock()  # several threads may train, and answers come on others
         self._due = 0.0
+        self._later: threading.Timer | None = None
         self._picture_due, self._picture_worth = time.perf_counter() + PICTURE_EVERY_S, 0.0
         self._shown: Any = None
         header, nothing = wire.pack({})
@@ -131,8 +132,15 @@ class TrainMonitor(Dashboard):
         with self._sending:
             run.points.add({key: value for key, value in line.items() if key != "site"})
         self._show_self()
-        if time.perf_counter() >= self._due:
+        wait = self._due - time.perf_counter()
+        if wait <= 0:
             self._bring()
+            self._redraw()
+        elif self._later is None:
+            # Nobody says when the loop ends: its last lines come by themselves.
+            self._later = threading.Timer(wait, self._bring_late)
+            self._later.daemon = True
+            self._later.start()
 
     def watch(self, session: Any, name: str | None = None) -> _Watch:
         """Follow a session whose run begins. Called by it."""
@@ -189,6 +197,11 @@ class TrainMonitor(Dashboard):
         finally:  # what fails is not tried again at every step
             now = time.perf_counter()
             self._due = now + max(1 / UPDATES_PER_SECOND, (now - began) / SHARE)
+
+    def _bring_late(self) -> None:
+        self._later = None  # a line that comes from here on asks for an update of its own
+        with suppress(Exception):
+            self._bring()
 
     def _send_looks(self) -> None:
         """Send the last look of every run, with the inputs that it names."""
