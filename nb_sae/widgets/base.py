@@ -26,7 +26,7 @@ from nb_sae.widgets import runtime, wire
 
 STATIC = Path(__file__).parent / "static"
 _VIEW = "application/vnd.jupyter.widget-view+json"
-MOST_CHARS = 200_000
+MOST_CHARS = 100_000
 """A longer text in a request is refused before anything looks at it; a field's own limit may be lower."""
 
 

@@ -2,8 +2,9 @@
 
 import { bdi, h } from "./core/dom";
 import { count, visible } from "./core/format";
-import { type AnyModel, attempt, dashboard, type Life, onTrait } from "./core/host";
+import { attempt, dashboard, onTrait } from "./core/host";
 import { keySheet } from "./core/keys";
+import type { AnyModel, Life } from "./core/life";
 import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { NOTHING, unpack } from "./core/wire";

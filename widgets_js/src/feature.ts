@@ -2,7 +2,8 @@
 
 import { bdi, h } from "./core/dom";
 import { visible } from "./core/format";
-import { type AnyModel, attempt, dashboard, type Life, onTrait } from "./core/host";
+import { attempt, dashboard, onTrait } from "./core/host";
+import type { AnyModel, Life } from "./core/life";
 import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { unpack } from "./core/wire";

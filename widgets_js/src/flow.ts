@@ -3,8 +3,9 @@
 import { attr, bdi, h } from "./core/dom";
 import { errorCard } from "./core/errors";
 import { count, visible } from "./core/format";
-import { type AnyModel, attempt, dashboard, type Life } from "./core/host";
+import { attempt, dashboard } from "./core/host";
 import { keySheet } from "./core/keys";
+import type { AnyModel, Life } from "./core/life";
 import { kernelStatus, Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { block, type Header, NOTHING, type Table, Thumbs, unpack } from "./core/wire";

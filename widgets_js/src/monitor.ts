@@ -3,8 +3,9 @@
 import { liveRegion } from "./core/a11y";
 import { bdi, h } from "./core/dom";
 import { count, sig3, visible } from "./core/format";
-import { type AnyModel, dashboard, type Life, onTrait } from "./core/host";
+import { dashboard, onTrait } from "./core/host";
 import { keySheet } from "./core/keys";
+import type { AnyModel, Life } from "./core/life";
 import { Rpc } from "./core/rpc";
 import { State } from "./core/state";
 import { segments } from "./panels/bias/shared";

@@ -5,7 +5,7 @@
  * it late is still in time; while nobody has it, the static picture stays and, after a while, a line says why.
  */
 
-import type { AnyModel, Disposer, RenderArgs } from "./core/host";
+import type { AnyModel, Disposer, RenderArgs } from "./core/life";
 import { type Runtime, runtimes } from "./core/runtimes";
 
 /** The kernel is asked where the page has not given the script by now. */

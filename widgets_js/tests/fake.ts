@@ -1,6 +1,6 @@
 /** A widget model whose other side is the test. */
 
-import type { AnyModel, Life } from "../src/core/host";
+import type { AnyModel, Life } from "../src/core/life";
 
 export class FakeModel implements AnyModel {
   readonly sent: Record<string, unknown>[] = [];

@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import type { AnyModel } from "../src/core/host";
+import type { AnyModel } from "../src/core/life";
 import { linkedModel } from "../src/core/link";
 import { FakeModel, life } from "./fake";
 

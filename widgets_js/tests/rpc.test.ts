@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { ShownError } from "../src/core/errors";
-import type { AnyModel } from "../src/core/host";
+import type { AnyModel } from "../src/core/life";
 import { kernelStatus, PING_MS, Rpc, TIMEOUT_MS } from "../src/core/rpc";
 import { FakeModel, life } from "./fake";
 
@@ -125,7 +125,7 @@ describe("what is too much or was refused", () => {
   it("a text of 10 MB is not sent, and the reason is told", async () => {
     const model = new FakeModel();
     const asked = new Rpc(model, life()).request("find", { text: "x".repeat(10_000_000) });
-    await expect(asked).rejects.toMatchObject({ message: expect.stringContaining("longer than 200000 characters") });
+    await expect(asked).rejects.toMatchObject({ message: expect.stringContaining("longer than 100000 characters") });
     expect(model.sent.map(({ kind }) => kind)).toEqual(["ping"]);
   });
 

@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import type { AnyModel } from "../src/core/host";
+import type { AnyModel } from "../src/core/life";
 import { checkSides } from "../src/core/version";
 import { WIRE_VERSION } from "../src/core/wire";
 import { FakeModel } from "./fake";

@@ -6,7 +6,7 @@
  * then sets the other models. So no two of them answer each other, and fast steps never jump back.
  */
 
-import type { AnyModel, Life, Listener } from "./host";
+import type { AnyModel, Life, Listener } from "./life";
 
 const EVENT = "nbsae:select";
 /** The kernel repeats what the page shows already, later; for this long its older words do not count. */

@@ -7,7 +7,7 @@
 
 import { h } from "./dom";
 import { ShownError } from "./errors";
-import type { AnyModel, Life } from "./host";
+import type { AnyModel, Life } from "./life";
 
 /** `asking`: nobody has answered yet. */
 export type Kernel = "asking" | "live" | "none";
@@ -29,7 +29,7 @@ export const TIMEOUT_MS = 30_000;
 const WAIT_WORDS_MS = 300;
 const BUSY_WORDS_MS = 2_000;
 /** A longer text is not sent: the kernel would only refuse it, after the page had copied it some times. */
-const MOST_CHARS = 200_000;
+const MOST_CHARS = 100_000;
 
 export class Rpc {
   kernel: Kernel = "asking";

@@ -1,6 +1,6 @@
 /** The scripts that hidden widgets have brought into this page: modules do not share their variables, the page does. */
 
-import type { Disposer, RenderArgs } from "./host";
+import type { Disposer, RenderArgs } from "./life";
 
 /** A dashboard's script, and the style it needs. */
 export interface Runtime {

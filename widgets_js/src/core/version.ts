@@ -1,7 +1,7 @@
 /** Whether script, kernel side and front end understand each other; where not, which of them to update, and how. */
 
 import { ShownError } from "./errors";
-import type { AnyModel } from "./host";
+import type { AnyModel } from "./life";
 import { WIRE_VERSION } from "./wire";
 
 const NEEDED = ["get", "set", "save_changes", "send", "on", "off"] as const;

@@ -2,20 +2,10 @@
 
 import { h, s } from "../../core/dom";
 import { type Look, type PointLayer, pointLayer } from "../../core/gl";
-import { attend } from "./moves";
+import { attend, type Stage } from "./moves";
 import { type Fit, held, placing, type Spot, seen } from "./places";
 import { type Panel, type Say, shown } from "./shared";
 import { colours, type Ground, palette } from "./tables";
-
-/** What pointer and keys work on. */
-export interface Stage {
-  element: HTMLElement;
-  place(): Fit;
-  /** Show what lies under the pointer; -1: nothing. */
-  hover(at: number): void;
-  /** The line that is being drawn; empty: none. */
-  line(spots: readonly Spot[]): void;
-}
 
 export function mapPanel(root: HTMLElement, panel: Panel, say: Say): () => void {
   const { atlas, state } = panel;

@@ -1,9 +1,30 @@
 /** Pointer and keys on the map: pan, zoom, pick, and draw a line around what is to be chosen. */
 
 import { listen } from "../../core/dom";
-import type { Stage } from "./map";
-import { type Camera, held, inside, MOST_ZOOM, nearest, rectangle, type Spot, toward, WHOLE, zoomed } from "./places";
+import {
+  type Camera,
+  type Fit,
+  held,
+  inside,
+  MOST_ZOOM,
+  nearest,
+  rectangle,
+  type Spot,
+  toward,
+  WHOLE,
+  zoomed,
+} from "./places";
 import { choose, type Mode, type Panel } from "./shared";
+
+/** What pointer and keys work on. */
+export interface Stage {
+  element: HTMLElement;
+  place(): Fit;
+  /** Show what lies under the pointer; -1: nothing. */
+  hover(at: number): void;
+  /** The line that is being drawn; empty: none. */
+  line(spots: readonly Spot[]): void;
+}
 
 /** Pixels from a point at which it is still meant. */
 const REACH = 24;
