@@ -23,6 +23,7 @@ import nb_sae
 from nb_sae.errors import NbSaeError, WidgetError
 from nb_sae.facts import KEY, facts_of_notebook
 from nb_sae.widgets import runtime, wire
+from nb_sae.widgets.hearing import hear_while_busy
 
 STATIC = Path(__file__).parent / "static"
 _VIEW = "application/vnd.jupyter.widget-view+json"
@@ -80,6 +81,7 @@ class Dashboard(anywidget.AnyWidget):
             "kernel_side": {"wire": wire.WIRE_VERSION, "nb_sae": nb_sae.__version__},
         }
         super().__init__(model_id=model_id, **own, **traits)
+        hear_while_busy(self)
         self.on_msg(self._on_request)
 
     def __setattr__(self, name: str, value: Any) -> None:

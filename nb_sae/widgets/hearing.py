@@ -11,8 +11,8 @@ def hear_while_busy(widget: Any) -> None:
 
     JupyterLab 4.4 and later send a widget's messages to a subshell, a thread of its own. ipykernel 7.4 overrules this:
     it hands a message to whichever shell spoke last on the comm, for code that waits in a cell for an answer. A
-    training speaks from the cell that runs, so no button would be heard before the cell ends. Nothing here waits in a
-    cell. Other kernels never look at what is set, and a kernel without subshells goes on as it did.
+    cell that trains, or sets what a dashboard shows, speaks too: nothing would be heard before it ends. Nothing here
+    waits in a cell. Other kernels never look at what is set, and a kernel without subshells goes on as it did.
     """
     with suppress(AttributeError):
         widget.comm._reply_subshell_for = _as_asked  # seen in ipykernel/comm/comm.py, 7.4.0

@@ -27,7 +27,6 @@ from nb_sae.errors import NbSaeError, WidgetError
 from nb_sae.progress import UPDATES_PER_SECOND, in_notebook
 from nb_sae.widgets import monitor_looks, wire
 from nb_sae.widgets.base import Dashboard
-from nb_sae.widgets.hearing import hear_while_busy
 from nb_sae.widgets.monitor_inputs import MonitorInputs
 from nb_sae.widgets.monitor_runs import FEWEST_POINTS, KEPT_POINTS, Run, fresh_name
 
@@ -115,7 +114,6 @@ class TrainMonitor(Dashboard):
             "folder": wire.clean_text("runs" if save_to is None else save_to),
         }  # fmt: skip
         super().__init__(about=about, points_header=header, points=nothing, looks_header=header, looks=nothing)
-        hear_while_busy(self)
         for name, session in _named(sessions):
             self._add(name or _title(session), session)
         self._bring()
