@@ -178,6 +178,16 @@ def test_markdown_reads_pictures_below_its_folder_only(tmp_path: Path, scrub: Sc
     assert "data:image/png" in markup.markdown("![x](attachment:a.png)", attached)
 
 
+def test_a_picture_with_spaces_is_found_and_one_that_cannot_be_read_is_none(tmp_path: Path, scrub: Scrubber):
+    (tmp_path / "my pic.png").write_bytes(picture())
+    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+    markup = Markup(tmp_path / ".", scrub)
+    for address in ("my%20pic.png", "<my pic.png>"):
+        assert "data:image/png" in markup.markdown(f"![x]({address})")
+    for address in (f"{'a' * 400}.png", "circle.png", "a%00b.png", "%2e%2e/my%20pic.png"):
+        assert "[picture: x]" in markup.markdown(f"![x]({address})")
+
+
 def test_markdown_code_is_highlighted_and_escaped():
     page = Page(highlight("def f(): return '<b>'", "python"))
     assert {"k", "nf", "s1"} <= {values.get("class") for _, values in page.elements}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import bleach
 import mistune
@@ -192,10 +193,13 @@ class Markup:
                 return ""
             if re.match(r"[a-z][a-z0-9+.-]*:", address, re.IGNORECASE):
                 return ""
-            path = (self.folder / address).resolve()
-            if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
+            try:
+                path = (self.folder / unquote(address)).resolve()
+                if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
+                    return ""
+                return data_uri(path.read_bytes(), "keep") or ""
+            except (OSError, ValueError, RuntimeError):  # not to be read, no name of a file, links in a circle
                 return ""
-            return data_uri(path.read_bytes(), "keep") or ""
 
         return find
 
