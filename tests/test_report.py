@@ -429,3 +429,10 @@ def test_models_are_followed_through_lists_mappings_and_circles(tmp_path: Path):
     assert sorted(page.state()["models"]) == ["m1", "m2", "m3"]
     assert len(page.modules()) == 3
     assert len(page.source) < 300_000
+
+
+@pytest.mark.parametrize("config", [5, [1, 2], "x", None])
+def test_a_figure_whose_settings_are_none_is_shown_with_ours(tmp_path: Path, config: object):
+    figure = {"data": [{"x": [1], "y": [2]}], "layout": {}, "config": config}
+    page = read_page(ns.report(saved(tmp_path, notebook(code("x", shown(plotly=figure))))))
+    assert '"config":{"plotlyServerURL":"","showSendToCloud":false,"topojsonURL":""}' in page.source

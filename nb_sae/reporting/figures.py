@@ -53,7 +53,9 @@ class Figures:
         self.evaluates |= any(trace.get("type") in _EVALUATING for trace in _traces(figure))
         name = f"nbsae-figure-{self.count}"
         shown = map_strings(treated(figure, self.treatment), self.scrub.known)
-        config = dict(shown.get("config") or {}) | {"plotlyServerURL": "", "showSendToCloud": False, "topojsonURL": ""}
+        given = shown.get("config")
+        config = dict(given) if isinstance(given, Mapping) else {}
+        config |= {"plotlyServerURL": "", "showSendToCloud": False, "topojsonURL": ""}
         value = {"data": shown.get("data") or [], "layout": shown.get("layout") or {}, "config": config}
         self._data.append(f'<script type="application/json" id="{name}">{script_json(value)}</script>')
         return f'<div class="nbsae-plotly" data-figure="{name}"><div class="static">{fallback}</div></div>'
