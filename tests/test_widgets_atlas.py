@@ -401,6 +401,9 @@ def test_too_many_categories_and_what_is_no_analysis_are_refused():
 # The contract with the browser side
 
 
+_OF_THE_DAY = ("layout", "kernel_side")  # of this version or this session, not of the contract
+
+
 def fixture() -> dict:
     analysis = fake_analysis("patches", d_sae=24, inputs=6, top=3, interval=1, hostile=True, pictures=False)
     frame = ring(24).with_columns(cluster=pl.int_range(24) // 8).filter(pl.col("latent") != 4)
@@ -416,7 +419,11 @@ def fixture() -> dict:
     state = {name: value for name, value in state.items() if isinstance(value, bytes | dict | int | str)}
     encode = {name: base64.b64encode(value).decode() for name, value in state.items() if isinstance(value, bytes)}
     return {
-        "state": {**{name: value for name, value in state.items() if name != "layout"}, **encode, "twin": "twin-6"},
+        "state": {
+            **{name: value for name, value in state.items() if name not in _OF_THE_DAY},
+            **encode,
+            "twin": "twin-6",
+        },
         "binary": list(encode),
         "asked": {
             kind: {"content": content, "buffers": [base64.b64encode(one).decode() for one in buffers]}

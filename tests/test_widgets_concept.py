@@ -190,13 +190,17 @@ def test_bad_names_and_latents_are_refused():
     assert repr(none)
 
 
+_OF_THE_DAY = ("layout", "kernel_side")  # of this version or this session, not of the contract
+
+
 def fixture() -> dict:
     analysis = fake_analysis("pooled", d_sae=12, inputs=6, top=3, interval=1, hostile=True, pictures=False)
     dashboard = ConceptDashboard(analysis, fake_names(hostile=True), editor=FakeEditor(plain=True))
     asked, buffers = dashboard._answer({"id": 1, "kind": "edit", "row": 3, "set": [[0, 2.0], [1, 3.0]]})
     other, other_buffers = dashboard._answer({"id": 2, "kind": "another"})
     state = {name: getattr(dashboard, name) for name in dashboard.trait_names(sync=True) if not name.startswith("_")}
-    state = {name: value for name, value in state.items() if isinstance(value, bytes | dict | int) and name != "layout"}
+    kept = bytes | dict | int
+    state = {name: value for name, value in state.items() if isinstance(value, kept) and name not in _OF_THE_DAY}
     encode = {name: base64.b64encode(value).decode() for name, value in state.items() if isinstance(value, bytes)}
     return {
         "state": {**state, **encode, "twin": "twin-2"},

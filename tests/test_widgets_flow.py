@@ -445,6 +445,9 @@ def test_bad_arguments_name_what_was_given_and_what_to_do(flow, arguments, said)
 # The contract with the browser side
 
 
+_OF_THE_DAY = ("layout", "kernel_side")  # of this version or this session, not of the contract
+
+
 def fixture() -> dict:
     flow = fake_flow(3, 20, top=3, seed=2)
     flow.about["left_out"] = [HOSTILE[1]]
@@ -467,7 +470,11 @@ def fixture() -> dict:
     state = {name: value for name, value in state.items() if isinstance(value, bytes | dict | int | str)}
     encode = {name: base64.b64encode(value).decode() for name, value in state.items() if isinstance(value, bytes)}
     return {
-        "state": {**{name: value for name, value in state.items() if name != "layout"}, **encode, "twin": "twin-4"},
+        "state": {
+            **{name: value for name, value in state.items() if name not in _OF_THE_DAY},
+            **encode,
+            "twin": "twin-4",
+        },
         "binary": list(encode),
         "asked": {
             kind: {"content": content, "buffers": [base64.b64encode(one).decode() for one in buffers]}
