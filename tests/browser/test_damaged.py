@@ -86,6 +86,7 @@ def test_a_picture_that_does_not_decode_says_so_and_the_others_are_shown(mounts:
         if root.get_by_text("damaged picture").count():
             break
         mounts.page.evaluate("latent => nbsae.set('latent', latent)", latent)
+        mounts.page.wait_for_function("[...document.querySelectorAll('.nbs-tile img')].every(({complete}) => complete)")
         mounts.page.wait_for_timeout(80)
     expect(root.get_by_text("damaged picture").first).to_be_visible()
     assert root.locator(".nbs-tile img").count() > 3
