@@ -23,6 +23,8 @@ _NOTEBOOKS = {
     "02": "02_interpret_language_model.ipynb",
     "03": "03_concepts_and_steering.ipynb",
     "04": "04_concept_bias_celeba.ipynb",
+    "05": "05_feature_flow_clip.ipynb",
+    "06": "06_feature_flow_language_model.ipynb",
     "07": "07_train_and_compare.ipynb",
 }
 _QUICK = {"N_INPUTS": 600, "TRAIN_ROWS": 60_000}
@@ -76,7 +78,7 @@ def _add_demo(commands: Any) -> None:
         "--notebook",
         choices=sorted(_NOTEBOOKS),
         default="01",
-        help="01: CLIP, 02: language model, 03: concepts, 04: bias, 07: training",
+        help="01: CLIP, 02: language model, 03: concepts, 04: bias, 05 and 06: flow, 07: training",
     )
     demo.add_argument(
         "--model", metavar="NAME", help="an open_clip name, hf-hub: name or local checkpoint; or a causal LM"
