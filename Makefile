@@ -82,7 +82,7 @@ unit: $(DEV_STAMP) widgets ## pytest without browser, notebooks and wheel
 	OMP_NUM_THREADS=1 $(PYTEST) -q -n $(JOBS) --dist loadfile -m "not browser and not notebook and not wheel" --durations=10
 
 notebooks: $(DEV_STAMP) widgets ## execute the tutorials
-	OMP_NUM_THREADS=1 $(PYTEST) -q -n $(JOBS) --dist loadgroup -m notebook --durations=0
+	OMP_NUM_THREADS=1 $(PYTEST) -q -n $(JOBS) --maxschedchunk 1 -m notebook --durations=0
 
 wheel: $(DEV_STAMP) widgets ## build the wheel, install it elsewhere, import it
 	$(PYTEST) -q -m wheel --durations=0

@@ -31,45 +31,47 @@ TUTORIALS = ("01_interpret_clip", "02_interpret_language_model", *SMALLEST)
 class Executed:
     page: Path
     folder: Path
-    seconds: float
 
     @property
     def notebook(self) -> nbformat.NotebookNode:
         return nbformat.read(self.page.with_suffix(".ipynb"), as_version=4)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(one, marks=pytest.mark.xdist_group(one)) for one in TUTORIALS])
-def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Executed:
-    """The report of a tutorial; a cell that fails raises here."""
-    folder = tmp_path_factory.mktemp(request.param)
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_tutorial_executes_into_a_report(name: str, tmp_path: Path):
+    """One test for all promises of a notebook, so that tests side by side execute it once."""
     started = time.perf_counter()
     page = ns.report(
-        ROOT / "notebooks" / f"{request.param}.ipynb",
-        folder / f"{request.param}.html",
+        ROOT / "notebooks" / f"{name}.ipynb",
+        tmp_path / f"{name}.html",
         execute=True,
-        parameters=SMALLEST.get(request.param, SMALLER),
-        folder=folder,
+        parameters=SMALLEST.get(name, SMALLER),
+        folder=tmp_path,
     )
     seconds = time.perf_counter() - started
-    print(f"\n{request.param}: {seconds:.0f} s, report {page.stat().st_size / 1e6:.2f} MB")
-    return Executed(page, folder, seconds)
+    print(f"\n{name}: {seconds:.0f} s, report {page.stat().st_size / 1e6:.2f} MB")
+    executed = Executed(page, tmp_path)
+    runs_from_top_to_bottom(executed)
+    report_holds_dashboards_and_figures_within_its_size(executed)
+    names_no_local_path(executed)
+    notebook_beside_the_report_shows_on_github(executed)
 
 
-def test_tutorial_runs_from_top_to_bottom(executed: Executed):
+def runs_from_top_to_bottom(executed: Executed):
     cells = [cell for cell in executed.notebook.cells if cell.cell_type == "code"]
     assert cells
     assert [cell.source.splitlines()[0] for cell in cells if cell.execution_count is None] == []
     assert [output.ename for cell in cells for output in cell.outputs if output.output_type == "error"] == []
 
 
-def test_tutorial_report_holds_dashboards_and_figures_within_its_size(executed: Executed):
+def report_holds_dashboards_and_figures_within_its_size(executed: Executed):
     text = executed.page.read_text(encoding="utf-8")
     assert 'class="nbsae-view"' in text
     assert 'class="nbsae-plotly"' in text
     assert executed.page.stat().st_size < REPORT_LIMIT_BYTES
 
 
-def test_tutorial_report_names_no_local_path(executed: Executed):
+def names_no_local_path(executed: Executed):
     for path in (executed.page, executed.page.with_suffix(".ipynb")):
         text = path.read_text(encoding="utf-8")
         assert str(executed.folder) not in text
@@ -77,7 +79,7 @@ def test_tutorial_report_names_no_local_path(executed: Executed):
         assert str(Path.home()) + "/" not in text
 
 
-def test_tutorial_notebook_beside_the_report_shows_on_github(executed: Executed):
+def notebook_beside_the_report_shows_on_github(executed: Executed):
     nbformat.validate(executed.notebook)
     assert "widgets" not in executed.notebook.metadata
     pictures = [

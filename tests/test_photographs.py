@@ -57,5 +57,5 @@ def test_the_tutorial_runs_on_photographs_from_the_shell(photographs, tmp_path, 
     report = tmp_path / "01_interpret_clip.html"
     assert str(report.name) in capsys.readouterr().out
     text = report.read_text(encoding="utf-8")
-    assert text.count('class="nbsae-view"') == 2
+    assert text.count('class="nbsae-view"') == 4
     assert str(photographs) not in text
