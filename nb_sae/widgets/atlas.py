@@ -22,7 +22,7 @@ from nb_sae.widgets.atlas_cards import pack_cards
 from nb_sae.widgets.atlas_points import Points, bits_of, latents_of, make_points
 from nb_sae.widgets.base import Dashboard
 from nb_sae.widgets.cards import choose_saved
-from nb_sae.widgets.feature import LatentNumber, check_analysis, read_names, read_notes
+from nb_sae.widgets.feature import LatentNumber, about_analysis, check_analysis, read_names, read_notes
 
 SAVED_BYTES = 735_000
 """Points, names and cards of a saved view before base64, which makes 980 kB of them."""
@@ -166,21 +166,9 @@ class AtlasDashboard(Dashboard):
         }  # fmt: skip
 
     def _about(self, kept: list[str], named: int, names: int, saved: list[int]) -> dict[str, Any]:
-        analysis, points = self.analysis, self.points_of_map
-        site = analysis.site
+        points = self.points_of_map
         return {
-            "version": wire.WIRE_VERSION,
-            "title": wire.clean_text(analysis.title),
-            "site": wire.clean_text(site.name),
-            "modality": analysis.modality,
-            "pooled": bool(site.pooled),
-            "grid": list(site.grid) if site.grid else None,
-            "prefix_tokens": int(site.prefix_tokens),
-            "positions": int(site.positions),
-            "rows": int(analysis.rows),
-            "d_sae": self.d_sae,
-            "budgets": [int(k) for k in analysis.budgets],
-            "widths": [int(width) for width in analysis.widths],
+            **about_analysis(self.analysis),
             "axes": list(points.axes),
             "layout": _about_layout(self.layout_of_map),
             "left_out": points.left_out,

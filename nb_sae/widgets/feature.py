@@ -168,20 +168,8 @@ class FeatureDashboard(Dashboard):
         limits = Limits(self._limits.top, self._limits.interval, SAVED_BYTES, _SAVED_WINDOW)
         cards = cut_cards(analysis, self.saved_latents, limits)
         saved_header, saved, thumbs_header, thumbs = cards.pack()
-        site = analysis.site
         about = {
-            "version": wire.WIRE_VERSION,
-            "title": wire.clean_text(analysis.title),
-            "site": wire.clean_text(site.name),
-            "modality": analysis.modality,
-            "pooled": bool(site.pooled),
-            "grid": list(site.grid) if site.grid else None,
-            "prefix_tokens": int(site.prefix_tokens),
-            "positions": int(site.positions),
-            "rows": int(analysis.rows),
-            "d_sae": self.d_sae,
-            "budgets": [int(k) for k in analysis.budgets],
-            "widths": [int(width) for width in analysis.widths],
+            **about_analysis(analysis),
             "rule": rule,
             "dropped": cards.dropped,
             "reads": self.read is not None,
@@ -256,6 +244,25 @@ class FeatureDashboard(Dashboard):
             said + f"latent {self.latent}{named}: active on {share} % of {self.analysis.rows:,} rows, "
             f"largest activation {largest}."
         )
+
+
+def about_analysis(analysis: Any) -> dict[str, Any]:
+    """What the browser is told of an analysis by every dashboard that shows its cards."""
+    site = analysis.site
+    return {
+        "version": wire.WIRE_VERSION,
+        "title": wire.clean_text(analysis.title),
+        "site": wire.clean_text(site.name),
+        "modality": analysis.modality,
+        "pooled": bool(site.pooled),
+        "grid": list(site.grid) if site.grid else None,
+        "prefix_tokens": int(site.prefix_tokens),
+        "positions": int(site.positions),
+        "rows": int(analysis.rows),
+        "d_sae": int(analysis.d_sae),
+        "budgets": [int(k) for k in analysis.budgets],
+        "widths": [int(width) for width in analysis.widths],
+    }
 
 
 def check_analysis(asking: str, analysis: Any) -> None:
